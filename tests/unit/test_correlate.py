@@ -1,0 +1,125 @@
+"""Which events are one packet, which packets are one flow."""
+
+from __future__ import annotations
+
+import socket
+
+from k8snet.event import Encap, FiveTuple
+from k8snet.flow.model import Direction
+from unit.story import (
+    BACKEND, CART, CLIENT, CONFIRMED, DNAT_DONE, NETFILTER_DROP, NODE, VIP, WEB, addresses, drop, into, out,
+    syn_ack_to_client, syn_to_backend, told,
+)  # fmt: skip
+
+UDP = {"protocol": socket.IPPROTO_UDP}
+
+
+def test_one_syn_through_dnat_is_one_packet() -> None:
+    (flow,) = told(*syn_to_backend()).flows
+    (packet,) = flow.packets
+    assert packet.is_syn
+    assert len(packet.events) == 4
+    assert flow.dnat == (addresses("10.244.1.11")[0], 8080)
+    assert flow.snat is None
+
+
+def test_the_answer_belongs_to_the_request_and_goes_the_other_way() -> None:
+    (flow,) = told(*syn_to_backend(), *syn_ack_to_client()).flows
+    assert [p.direction for p in flow.packets] == [Direction.REQUEST, Direction.REPLY]
+    assert flow.packets[1].is_syn_ack
+    assert len(flow.packets[1].events) == 4
+
+
+def test_a_retransmitted_syn_is_another_packet_of_the_same_flow() -> None:
+    again = [e._replace(ip_id=5190, ktime_ns=e.ktime_ns + 10**9) for e in syn_to_backend()]
+    (flow,) = told(*syn_to_backend(), *again).flows
+    assert [p.is_syn for p in flow.packets] == [True, True]
+
+
+def test_a_retransmitted_syn_ack_without_ip_id_is_another_packet() -> None:
+    first = syn_ack_to_client()[:2]
+    again = [e._replace(ktime_ns=e.ktime_ns + 10**9) for e in first]
+    (flow,) = told(*syn_to_backend(), *first, *again).flows
+    assert len(flow.replies) == 2
+
+
+def test_the_same_port_with_another_initial_sequence_is_a_new_connection() -> None:
+    again = [e._replace(ip_id=1, seq=99) for e in syn_to_backend()]
+    assert len(told(*syn_to_backend(), *again).flows) == 2
+
+
+def test_equal_datagrams_without_ip_id_are_told_apart_by_where_they_are() -> None:
+    way = f"{CLIENT} > {BACKEND}"
+    story = [out(way, CART, "eth0", ip_id=0, **UDP), into(way, NODE, "veth-cart", ip_id=0, **UDP)] * 2
+    (flow,) = told(*story).flows
+    assert [len(p.events) for p in flow.packets] == [2, 2]
+
+
+def test_two_dns_queries_of_one_socket_are_two_flows() -> None:
+    way = f"{CLIENT} > 10.96.0.10:53"
+    queries = [out(way, CART, "eth0", seq=txid << 16 | 0x0100, payload=33, **UDP) for txid in (7, 8)]
+    answer = into("10.96.0.10:53 > " + CLIENT, CART, "eth0", seq=8 << 16 | 0x8180, payload=49, **UDP)
+    flows = told(*queries, answer).flows
+    assert [len(f.packets) for f in flows] == [1, 2]
+
+
+def test_each_echo_request_is_a_flow() -> None:
+    way = "10.244.1.10:77 > 10.244.1.11"
+    echo = {"protocol": socket.IPPROTO_ICMP}
+    back = into("10.244.1.11:77 > 10.244.1.10", CART, "eth0", seq=2, **echo)
+    flows = told(*(out(way, CART, "eth0", seq=n, **echo) for n in (1, 2)), back).flows
+    assert [len(f.packets) for f in flows] == [1, 2]
+
+
+def test_an_icmp_error_goes_against_the_packet_it_quotes() -> None:
+    error = event_about(f"{CLIENT} > {VIP}")
+    (flow,) = told(*syn_to_backend()[:2], error).flows
+    (packet,) = flow.icmp_errors
+    assert packet.direction is Direction.REPLY
+    assert packet.key.icmp == (3, 3)
+
+
+def event_about(way: str):  # type: ignore[no-untyped-def]  # a local builder
+    outer = FiveTuple(*addresses("10.244.1.1", "10.244.1.10"), 0, 0, socket.IPPROTO_ICMP)
+    return into(way, CART, "eth0", encap=Encap.ICMP_ERROR, icmp_type=3, icmp_code=3, outer=outer)
+
+
+def test_a_drop_is_the_end_of_its_packet() -> None:
+    story = syn_to_backend(status=DNAT_DONE)[:2]
+    died = drop(f"{CLIENT} > {BACKEND}", NODE, "veth-web-1", NETFILTER_DROP, "nft_do_chain",
+                orig=f"{CLIENT} > {VIP}", reply=f"{BACKEND} > {CLIENT}", status=DNAT_DONE)  # fmt: skip
+    (flow,) = told(*story, died).flows
+    assert flow.packets[0].last is died
+
+
+def test_a_masqueraded_packet_is_known_behind_the_snat() -> None:
+    story = syn_to_backend()[:2]
+    outside = "10.244.1.1:61000 > " + BACKEND
+    entry = {"orig": f"{CLIENT} > {VIP}", "reply": f"{BACKEND} > 10.244.1.1:61000", "status": CONFIRMED}
+    story += [out(outside, NODE, "veth-web-1", **entry), into(outside, WEB, "eth0")]
+    story += [out(f"{BACKEND} > 10.244.1.1:61000", WEB, "eth0", flags=0x12, ip_id=0, seq=7)]
+    (flow,) = told(*story).flows
+    assert [len(p.events) for p in flow.packets] == [4, 1]
+    assert flow.snat == (addresses("10.244.1.1")[0], 61000)
+
+
+def test_a_tunnels_own_conntrack_entry_is_not_the_flows() -> None:
+    outer = {"orig": "192.168.50.1:4000 > 192.168.50.2:8472", "reply": "192.168.50.2:8472 > 192.168.50.1:4000"}
+    way = f"{CLIENT} > 10.244.2.11:8080"
+    (flow,) = told(out(way, CART, "eth0"), out(way, NODE, "eth0", encap=Encap.VXLAN, **outer)).flows
+    assert flow.ct_orig is None
+    assert len(flow.packets) == 1
+
+
+def test_traffic_of_somebody_else_opens_no_flow() -> None:
+    correlator = told(out("10.244.1.99:1 > 10.244.1.11:8080", NODE, "veth-x"))
+    assert correlator.flows == []
+    assert len(correlator.strays) == 1
+
+
+def test_a_reply_seen_first_still_finds_its_flow() -> None:
+    (flow,) = told(*syn_ack_to_client()).flows
+    assert flow.original == FiveTuple(*addresses("10.244.1.10", "10.244.1.11"), 50508, 8080, 6)
+    assert flow.packets[0].direction is Direction.REPLY
+
+

@@ -1,0 +1,213 @@
+"""Links, addresses and netns ids, read from the kernel by rtnetlink dumps: never a write.
+
+In: an open netns (a file descriptor). Out: plain `Link` and address values with the kernel's own numbers.
+
+pyroute2 would do the same in one call, and writes through it elsewhere. Here it costs too much: this runs at the
+start of every trace. Measured on 202 netns: importing pyroute2 170 ms and reading with it 720 ms, against 60 to
+110 ms for the two dumps below (an `ip` per netns: 1000 ms).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Final
+
+from k8snet.kernel import netns
+
+InterfaceAddress = IPv4Interface | IPv6Interface
+
+# The kernel's UAPI: linux/{netlink,rtnetlink,if_link,if_addr,net_namespace}.h.
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x01, 0x10, 0x300
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR, _RTM_NEWNSID, _RTM_GETNSID = 16, 18, 20, 22, 88, 90
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_OPERSTATE = 1, 3, 4, 5, 10, 16
+_IFLA_LINKINFO, _IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 18, 29, 37
+_IFLA_INFO_KIND = 1
+_RTEXT_FILTER_SKIP_STATS = 8
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_NETNSA_NSID, _NETNSA_FD = 1, 3
+_IFF_LOOPBACK: Final = 0x8
+_NLA_TYPE_MASK: Final = 0x3FFF
+_OPERSTATES: Final = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")  # RFC 2863
+
+_NLMSGHDR: Final = struct.Struct("=IHHII")
+_NLATTR: Final = struct.Struct("=HH")
+_IFINFOMSG: Final = struct.Struct("=BxHiII")
+_IFADDRMSG: Final = struct.Struct("=BBBBI")
+_U32: Final = struct.Struct("=I")
+_S32: Final = struct.Struct("=i")
+
+_RECEIVE = 1 << 18  # bytes; the kernel fills what it is offered, up to 32 KiB a message
+_DUMPS = 5  # a guess: tries for a dump that no change of the table interrupted
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One interface as its own netns shows it."""
+
+    ifindex: int
+    name: str
+    kind: str  # IFLA_INFO_KIND: "veth", "bridge", "macvlan", ...; "loopback"; "device" when the kernel names none
+    mac: str | None
+    mtu: int
+    state: str  # operstate
+    master: int | None
+    link: int | None  # ifindex of the veth's other end, or of the device below a macvlan, VLAN, ...
+    link_nsid: int | None  # the netns of `link`, as the id that this netns has for it; None: this netns
+
+
+class Rtnetlink:
+    """A socket in one netns. Raises OSError when the kernel refuses."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._sequence = 0
+
+    def links(self) -> tuple[Link, ...]:
+        """Every interface of the netns."""
+        mask = _attribute(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
+        return tuple(
+            _link(body) for body in self._dump(_RTM_GETLINK, _RTM_NEWLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0) + mask)
+        )
+
+    def addresses(self) -> dict[int, tuple[InterfaceAddress, ...]]:
+        """The addresses of every interface, by ifindex."""
+        found: dict[int, tuple[InterfaceAddress, ...]] = {}
+        for body in self._dump(_RTM_GETADDR, _RTM_NEWADDR, _IFADDRMSG.pack(0, 0, 0, 0, 0)):
+            family, prefix, _, _, ifindex = _IFADDRMSG.unpack_from(body)
+            attributes = dict(_attributes(body[_IFADDRMSG.size :]))
+            # On a point-to-point link IFA_ADDRESS is the other end's and IFA_LOCAL ours; else IPv6 has only the first.
+            raw = attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS))
+            if raw is None:
+                continue
+            if family == socket.AF_INET:
+                found[ifindex] = (*found.get(ifindex, ()), IPv4Interface((raw, prefix)))
+            elif family == socket.AF_INET6:
+                found[ifindex] = (*found.get(ifindex, ()), IPv6Interface((raw, prefix)))
+        return found
+
+    def nsids(self, fds: Sequence[int]) -> list[int | None]:
+        """For each open netns, the id that this netns has for it, or None; net/core/net_namespace.c.
+
+        All are asked at once: no more than some hundred, so that the answers fit the socket's buffer.
+        """
+        first = self._sequence + 1
+        # struct rtgenmsg is one byte, padded to four.
+        self._socket.send(
+            b"".join(self._request(_RTM_GETNSID, 0, bytes(4) + _attribute(_NETNSA_FD, _U32.pack(fd))) for fd in fds)
+        )
+        found: list[int | None] = [None] * len(fds)
+        answered = 0
+        while answered < len(fds):
+            for kind, _, sequence, body in _messages(self._socket.recv(_RECEIVE)):
+                if not first <= sequence < first + len(fds):
+                    continue
+                answered += 1
+                if kind == _RTM_NEWNSID:
+                    raw = dict(_attributes(body[4:])).get(_NETNSA_NSID)
+                    nsid = -1 if raw is None else _S32.unpack(raw)[0]
+                    found[sequence - first] = nsid if nsid >= 0 else None
+        return found
+
+    def _request(self, kind: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0) + body
+
+    def _dump(self, request: int, answer: int, body: bytes) -> list[bytes]:
+        for _ in range(_DUMPS):
+            found, interrupted = self._dump_once(request, answer, body)
+            if not interrupted:
+                break
+        return found
+
+    def _dump_once(self, request: int, answer: int, body: bytes) -> tuple[list[bytes], bool]:
+        self._socket.send(self._request(request, _NLM_F_DUMP, body))
+        found: list[bytes] = []
+        interrupted = False
+        while True:
+            for kind, flags, sequence, payload in _messages(self._socket.recv(_RECEIVE)):
+                if sequence != self._sequence:
+                    continue
+                interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+                if kind == answer:
+                    found.append(payload)
+                elif kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    code = -_S32.unpack_from(payload)[0] if len(payload) >= _S32.size else 0
+                    # EINTR ends a dump that a change overtook, on kernels that tell so in the last message.
+                    if code not in (0, errno.EINTR):
+                        raise OSError(code, os.strerror(code), "rtnetlink")
+                    return found, interrupted or code == errno.EINTR
+
+
+@contextmanager
+def opened(fd: int) -> Iterator[Rtnetlink]:
+    """An rtnetlink socket inside the netns behind `fd`; only the socket is inside, not the thread."""
+    with netns.entered(fd):
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    with sock:
+        sock.settimeout(5)  # seconds; the kernel answers at once or not at all
+        sock.bind((0, 0))
+        yield Rtnetlink(sock)
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    return _NLATTR.pack(_NLATTR.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def _attributes(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + _NLATTR.size <= len(raw):
+        length, kind = _NLATTR.unpack_from(raw, at)
+        if length < _NLATTR.size:
+            return
+        yield kind & _NLA_TYPE_MASK, raw[at + _NLATTR.size : at + length]
+        at += length + (-length % 4)
+
+
+def _messages(raw: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(type, flags, sequence, body) of each netlink message in one datagram."""
+    at = 0
+    while at + _NLMSGHDR.size <= len(raw):
+        length, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(raw, at)
+        if length < _NLMSGHDR.size:
+            return
+        yield kind, flags, sequence, raw[at + _NLMSGHDR.size : at + length]
+        at += length + (-length % 4)
+
+
+def _link(body: bytes) -> Link:
+    _, hardware, ifindex, flags, _ = _IFINFOMSG.unpack_from(body)
+    attributes = dict(_attributes(body[_IFINFOMSG.size :]))
+
+    def number(kind: int) -> int | None:
+        raw = attributes.get(kind)
+        return None if raw is None else int(_U32.unpack(raw)[0])
+
+    info = dict(_attributes(attributes.get(_IFLA_LINKINFO, b"")))
+    kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "backslashreplace")
+    mac = attributes.get(_IFLA_ADDRESS, b"")
+    operstate = attributes.get(_IFLA_OPERSTATE, b"\0")[0]
+    nsid = attributes.get(_IFLA_LINK_NETNSID)
+    link = number(_IFLA_LINK)
+    if link is None and nsid is not None:
+        # Older kernels leave IFLA_LINK out when both ends have the same ifindex, each in its netns (kernel commit
+        # "rtnetlink: always put IFLA_LINK for links with a link-netnsid").
+        link = ifindex
+    return Link(
+        ifindex=ifindex,
+        name=attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "backslashreplace"),
+        kind=kind or ("loopback" if flags & _IFF_LOOPBACK else "device"),
+        mac=mac.hex(":") if len(mac) == 6 and hardware == 1 else None,  # ARPHRD_ETHER
+        mtu=number(_IFLA_MTU) or 0,
+        state=_OPERSTATES[operstate] if operstate < len(_OPERSTATES) else str(operstate),
+        master=number(_IFLA_MASTER) or None,
+        link=link or None,  # 0: the other end is gone
+        link_nsid=None if nsid is None else int(_S32.unpack(nsid)[0]),
+    )

@@ -1,0 +1,71 @@
+"""A Report as a document: the JSON of `-o json`, and the lines of `-o jsonl`.
+
+Field names are those of `k8snet.report`, plus `apiVersion` and `kind`; an address pair becomes an object, `doc` of a
+finding is written out. The published schema is docs/schema/trace-report.schema.json; fields may be added within
+v1alpha1, none is left out when it is empty. JSON escapes what a terminal would act upon, so names stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+from typing import IO, Any, Final
+
+from k8snet.event import FiveTuple
+from k8snet.report import Finding, Hop, Report
+
+API_VERSION: Final = "k8snet.io/v1alpha1"
+
+
+def document(report: Report) -> dict[str, Any]:
+    """The `TraceReport`, made of dictionaries, lists, strings and numbers only."""
+    return {"apiVersion": API_VERSION, "kind": "TraceReport", **_plain(report)}
+
+
+def hop_document(direction: str, packet: str, hop: Hop) -> dict[str, Any]:
+    """A `TraceHop`: one packet was seen at one more place."""
+    return {
+        "apiVersion": API_VERSION, "kind": "TraceHop", "direction": direction, "packet": packet, "hop": _plain(hop)
+    }  # fmt: skip
+
+
+def dumps(report: Report, *, one_line: bool = False) -> str:
+    """The document as ASCII-only JSON text, without a newline at its end."""
+    return json.dumps(document(report), indent=None if one_line else 2)
+
+
+class HopLines:
+    """Looks on while a trace runs and writes each hop as one line of JSON; the report is the caller's last line."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def hop(self, direction: str, packet: str, hop: Hop) -> None:
+        """One line, at once: whoever reads the pipe wants to see it now."""
+        self._stream.write(json.dumps(hop_document(direction, packet, hop)) + "\n")
+        self._stream.flush()
+
+    def note(self, text: str) -> None:
+        """Nothing: notes stand in the report."""
+
+    def counts(self, connections: int, answered: int, lost: int) -> None:
+        """Nothing: the counts stand in the report."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, FiveTuple):
+        return {name: _plain(item) for name, item in zip(value._fields, value, strict=True)}
+    if isinstance(value, IPv4Address | IPv6Address):
+        return str(value)
+    if is_dataclass(value):
+        plain = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {**plain, "doc": value.doc} if isinstance(value, Finding) else plain
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

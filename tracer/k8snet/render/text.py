@@ -1,0 +1,467 @@
+"""A Report as text: who to whom, what is wrong in one line, the way, why, the fix.
+
+In: a Report and a width. Out: lines of styled spans, which become plain text here and colours only in `styled`, so
+that rich is imported for a terminal and for nothing else. Everything stands on one gutter: labels (`from`, `why`,
+`fix`) and the microseconds of the hops on its left, what they say on its right. Commands are never wrapped or cut,
+because they are there to be copied.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
+
+from k8snet.event import Address, FiveTuple
+from k8snet.render.cells import cells, cut, pad, wrap
+from k8snet.render.safe import inert, inert_all
+from k8snet.report import Finding, FlowView, Hop, Party, Path, Report, Severity, Verdict
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+WIDTH: Final = 100
+_NARROWEST: Final = 40
+_ICMP: Final = (1, 58)  # ICMP and ICMPv6: no ports
+_ARROW: Final = {"in": ("→ ", "  "), "out": ("  ", " →")}  # into the netns, out of it; the names stand in one column
+
+
+class Span(NamedTuple):
+    """Some text in one style; the styles are the keys of `STYLES`."""
+
+    text: str
+    style: str = ""
+
+
+Line = list[Span]
+
+STYLES: Final = {
+    "": "",
+    "bad": "bold red",
+    "good": "bold green",
+    "warn": "bold yellow",
+    "label": "dim",
+    "dim": "dim",
+    "name": "bold",
+    "nat": "cyan",
+    "command": "bold cyan",
+}
+_MARKS: Final = {
+    Severity.FAIL: Span("✗", "bad"),
+    Severity.UNKNOWN: Span("?", "warn"),
+    Severity.WARN: Span("!", "warn"),
+    Severity.INFO: Span("·", "dim"),
+    Severity.PASS: Span("✓", "good"),
+}
+_LOUD: Final = (Severity.FAIL, Severity.UNKNOWN)
+# For a report that no finding explains.
+_VERDICTS: Final = {
+    Verdict.DELIVERED: (Span("✓", "good"), "DELIVERED: the request arrived and the answer came back"),
+    Verdict.DROPPED: (Span("✗", "bad"), "DROPPED: a packet of the request died, no finding explains it"),
+    Verdict.REJECTED: (Span("✗", "bad"), "REJECTED: the client was told no, no finding explains it"),
+    Verdict.NO_REPLY: (Span("✗", "bad"), "NO REPLY: the request was not answered, no finding explains it"),
+    Verdict.REPLY_LOST: (Span("✗", "bad"), "REPLY LOST: the answer died on its way back, no finding explains it"),
+    Verdict.LOST_EVENTS: (Span("?", "warn"), "INCONCLUSIVE: too many events were lost to say what happened"),
+    Verdict.NOTHING_SEEN: (Span("?", "warn"), "NOTHING SEEN: no packet of this flow passed while the trace ran"),
+}
+_NEXT: Final = {
+    Verdict.LOST_EVENTS: (
+        "# What is missing above may have happened unseen. One connection makes fewer events: run the same command "
+        "again with --count 1, and name the port.",
+    ),
+    Verdict.NOTHING_SEEN: (
+        "# Run the same command again with --send 3: k8snet then makes the connections itself, from inside the "
+        "client's netns.",
+        "# If the client did send: it may use another address, port or protocol, or run on another node. These are "
+        "the pods of this node:",
+        "k8snet map",
+    ),
+}
+# One column each, so that nothing moves on a terminal without UTF-8.
+_ASCII: Final = str.maketrans({"→": ">", "✗": "x", "✓": "+", "·": "-", "…": "~", "µ": "u"})
+
+
+def render(report: Report, width: int = WIDTH, wide: bool = False) -> str:
+    """The report as plain text of `width` columns; `wide` shows netns and every header, and cuts nothing."""
+    return "".join("".join(s.text for s in line).rstrip() + "\n" for line in lines(report, width, wide))
+
+
+def styled(report: Report, width: int = WIDTH, wide: bool = False) -> Text:
+    """The same in colours, for a rich Console."""
+    return coloured(lines(report, width, wide))
+
+
+def coloured(page: Iterable[Line]) -> Text:
+    """Lines of spans as rich's text; their content never becomes markup."""
+    from rich.text import Text
+
+    text = Text(end="")
+    for line in page:
+        for span in line:
+            text.append(span.text, STYLES[span.style])
+        text.append("\n")
+    return text
+
+
+def show(report: Report, stream: TextIO, wide: bool = False) -> None:
+    """Print the report on `stream`: as wide as the terminal, in colours on a terminal that wants them (NO_COLOR)."""
+    columns = shutil.get_terminal_size((WIDTH, 24)).columns
+    # Sentences wider than this are hard to read; `wide` is for those who want all of it.
+    width = columns if wide else min(columns, WIDTH)
+    if stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+        from rich.console import Console
+
+        console = Console(file=stream, width=columns, highlight=False, markup=False, emoji=False)
+        console.print(styled(report, width, wide), soft_wrap=True, end="")
+        return
+    text = render(report, width, wide)
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
+    stream.write(text)
+
+
+def lines(report: Report, width: int = WIDTH, wide: bool = False) -> list[Line]:
+    """The report as lines of spans."""
+    report = inert_all(report)
+    page = _Page(report.paths, width, wide, report.connections, sum(report.lost.values()))
+    loud = [f for f in report.findings if f.severity in _LOUD]
+    quiet = [f for f in report.findings if f.severity not in _LOUD]
+    loud.sort(key=lambda f: f.severity is not Severity.FAIL)
+    blocks = [
+        page.parties(report.flow),
+        page.finding_title(loud[0]) if loud else page.verdict(report.verdict),
+        *(page.path(path) for path in report.paths),
+        *([page.finding_body(loud[0])] if loud else []),
+        page.steps("next", _NEXT.get(report.verdict, ())),
+        *([*page.finding_title(f), [], *page.finding_body(f)] for f in loud[1:]),
+        *([*page.finding_title(f), *page.finding_summary(f)] for f in quiet),
+        [*page.notes(report.notes), *page.foot(report)],
+    ]
+    out: list[Line] = []
+    for block in blocks:
+        if block:
+            out += [[], *block] if out else block
+    return out
+
+
+def ways(paths: Sequence[Path], width: int = WIDTH) -> list[Line]:
+    """Only the ways, one below the other: what the live view shows while they grow."""
+    paths = inert_all(tuple(paths))
+    page = _Page(paths, width)
+    return [line for path in paths for line in ([], *page.path(path))]
+
+
+def arrow(header: FiveTuple) -> str:
+    """`10.244.1.10:50508 → 10.96.0.80:80`; no ports for ICMP, brackets around an IPv6 address with a port."""
+    if header.protocol in _ICMP:
+        return f"{header.saddr} → {header.daddr}"
+    return f"{end(header.saddr, header.sport)} → {end(header.daddr, header.dport)}"
+
+
+def end(address: Address | str, port: int | None) -> str:
+    """An address with its port; port None is none."""
+    text = inert(str(address))
+    if port is None:
+        return text
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
+def place(hop: Hop) -> str:
+    """Whose netns the hop was in: the pod, else the node, else the netns' number."""
+    return hop.pod or hop.node or f"netns {hop.netns}"
+
+
+def device(hop: Hop) -> str:
+    """`→ veth3f2a` into the netns, `  eth0 →` out of it, `  forward` for a decision of a hook."""
+    before, after = _ARROW.get(hop.direction, ("  ", ""))
+    if hop.direction in _ARROW:
+        return f"{before}{hop.device or '(no device)'}{after}"
+    return f"{before}{hop.direction}" + (f" {hop.device}" if hop.device else "")
+
+
+class _Page:
+    """Where things stand: the width, the gutter, and how much is to be shown."""
+
+    def __init__(
+        self, paths: Sequence[Path], width: int, wide: bool = False, connections: int = 0, lost: int = 0
+    ) -> None:
+        self.width = max(width, _NARROWEST)
+        self.wide = wide
+        self.connections = connections
+        self.lost = lost
+        self.digits = 1 if wide else 0
+        hops = [hop for path in paths for hop in path.hops]
+        self.gutter = max([6, *(len(self._us(hop)) + 2 for hop in hops)])
+        self.room = self.width - self.gutter
+        self.column = max((cells(device(hop)) for hop in hops), default=0)
+
+    # --- who to whom ---
+
+    def parties(self, flow: FlowView) -> list[Line]:
+        """Client, server as it was addressed, the pod behind it; protocol and node at the end."""
+        rows = [
+            ("from", _named(flow.client), end(flow.client.ip, None)),
+            ("to", _named(flow.server), end(flow.server.ip, flow.server.port)),
+        ]
+        if flow.backend is not None:
+            rows.append(("→".rjust(4), _named(flow.backend), end(flow.backend.ip, flow.backend.port)))
+        column = max(cells(name) for _, name, _ in rows)
+        column = column + 3 if column else 0
+        beside = all(column + cells(address) <= self.room for _, _, address in rows)
+        out: list[Line] = []
+        for label, name, address in rows:
+            if beside:
+                out.append([self._label(label), Span(pad(name, column), "name"), Span(address)])
+                continue
+            if name:
+                out.append([self._label(label), Span(self._fit(name), "name")])
+                label = ""
+            out.append([self._label(label), Span(("  " if name else "") + address)])
+        about = _about(flow)
+        if cells(_plain(out[-1])) + 3 + cells(about) <= self.width:
+            out[-1].append(Span("   " + about, "dim"))
+        else:
+            out += self._said("", about, "dim")
+        return out
+
+    # --- what is wrong ---
+
+    def finding_title(self, finding: Finding) -> list[Line]:
+        """`✗ DROPPED on node-1 in FORWARD: ...` with the code on the right."""
+        return self._title(_MARKS[finding.severity], finding.title, finding.code)
+
+    def verdict(self, verdict: Verdict) -> list[Line]:
+        """The same for a report without findings."""
+        return self._title(*_VERDICTS[verdict])
+
+    def _title(self, mark: Span, text: str, code: str = "") -> list[Line]:
+        room = self.width - 2 - (cells(code) + 3 if code else 0)
+        below = bool(code) and room < 48 and cells(text) > room
+        wrapped = wrap(text, self.width - 2 if below else room)
+        style = "" if mark.style == "dim" else mark.style
+        out: list[Line] = [[mark, Span(" " + wrapped[0], style)], *([Span("  " + t, style)] for t in wrapped[1:])]
+        if below:
+            out.append([Span("  " + cut(code, self.width - 2), "dim")])
+        elif code:
+            space = self.width - cells(_plain(out[0])) - cells(code)
+            out[0].append(Span(" " * space + code, "dim"))
+        return out
+
+    # --- the way ---
+
+    def path(self, path: Path) -> list[Line]:
+        """One packet's hops, under the name of the pod or node where they are."""
+        which = f", {path.number} of {path.total}" if path.total > 1 else ""
+        title = self._fit(f"{path.direction}: {path.packet}{which}")
+        out: list[Line] = [[Span("µs".rjust(self.gutter - 2) + "  ", "dim"), Span(title)]]
+        before: Hop | None = None
+        for index, hop in enumerate(path.hops):
+            if before is None or (before.node, before.pod, before.netns) != (hop.node, hop.pod, hop.netns):
+                out.append(self._heading(hop))
+            items = list(self._items(hop, before))
+            if index == len(path.hops) - 1 and not hop.verdict:
+                items += _ENDS.get(path.ended, [])
+            out += self._hop(hop, items)
+            before = hop
+        if path.never_reached is not None:
+            # What was not seen may have happened when events were lost: then it is no statement.
+            verdict = Span("  not seen there", "warn") if self.lost else Span("  never reached", "bad")
+            name = cut(path.never_reached, self.room - cells(verdict.text))
+            out.append([Span(" " * self.gutter), Span(name, "name"), verdict])
+        return out
+
+    def _heading(self, hop: Hop) -> Line:
+        about = []
+        if self.wide:
+            about = [hop.node] if hop.pod and hop.node else []
+            about += [f"netns {hop.netns}"] if hop.pod or hop.node else []
+        line = [Span(" " * self.gutter), Span(self._fit(place(hop)), "name")]
+        return [*line, Span("  " + ", ".join(about), "dim")] if about else line
+
+    def _items(self, hop: Hop, before: Hop | None) -> Iterator[Span]:
+        """What is to be said of a hop beside its device; the header only where it is new."""
+        changed = before is None or before.header != hop.header
+        if self.wide or (changed and not hop.nat):
+            yield Span(arrow(hop.header))
+        if hop.nat:
+            yield Span(hop.nat, "nat")
+        if hop.encap and (before is None or before.encap != hop.encap):
+            yield Span(hop.encap.replace(" > ", " → "), "nat")
+        if hop.verdict:
+            yield Span(f"✗ {hop.verdict}", "bad")
+        if hop.detail:
+            yield Span(hop.detail.replace(" > ", " → "), "dim")
+
+    def _hop(self, hop: Hop, items: Sequence[Span]) -> list[Line]:
+        time = self._us(hop).rjust(self.gutter - 2)
+        line = [Span(f"{time}  ", "dim"), Span("  " + pad(cut(device(hop), self.room - 2), self.column))]
+        start = self.gutter + 2 + self.column + 3
+        room = self.width - start
+        if room < 24:  # a long device name in a narrow window: go on beneath it
+            start = self.gutter + 6
+            room = self.width - start
+            out: list[Line] = [line]
+            line = [Span(" " * (start - 3))]
+        else:
+            out = []
+        used = 0
+        for item in items:
+            if used and used + 3 + cells(item.text) > room:
+                out.append(line)
+                line, used = [Span(" " * (start - 3))], 0
+            for index, text in enumerate(wrap(_words(item.text), room)):
+                if index:
+                    out.append(line)
+                    line, used = [Span(" " * (start - 3))], 0
+                line.append(Span("   " + text, item.style))
+                used += cells(text) + (3 if used else 0)
+        return [*out, line] if _plain(line).strip() else out
+
+    # --- why, and the fix ---
+
+    def finding_body(self, finding: Finding) -> list[Line]:
+        """Why with evidence, the rule, the fix, what else it could be, the page that explains it."""
+        out = self._said("why", finding.why)
+        for line in self._evidence(finding):
+            first, *more = wrap(line, self.room - 2)
+            out.append([self._label(""), Span("· " + first, "dim")])
+            out += [[self._label(""), Span("  " + text, "dim")] for text in more]
+        if finding.where.rule:
+            out += [[], *self._said("rule", finding.where.rule, "name"), *self._said("", _rule_place(finding), "dim")]
+        if self.wide:
+            out += self._said("at", _where(finding), "dim")
+        for index, text in enumerate(finding.also):
+            out += [*([] if index else [[]]), *self._said("" if index else "or", text)]
+        if finding.fix:
+            out += [[], *self.steps("fix", finding.fix)]
+        if not any(finding.doc in text for text in finding.fix):
+            out += self._said("more", finding.doc, "dim")
+        return out
+
+    def finding_summary(self, finding: Finding) -> list[Line]:
+        """A finding of lower severity: why and the fix, without evidence (`wide` shows that too)."""
+        if self.wide:
+            return self.finding_body(finding)
+        return [*self._said("why", finding.why), *self.steps("fix", finding.fix)]
+
+    def steps(self, label: str, entries: Iterable[str]) -> list[Line]:
+        """Commands as they are, a line each and further in; `# advice` as plain sentences."""
+        out: list[Line] = []
+        for entry in entries:
+            if entry.startswith("#"):
+                out += self._said("" if out else label, entry.lstrip("# "))
+                continue
+            if not out:
+                # The label stands alone, so that the whole line of a command can be selected and pasted.
+                out.append([self._label(label)])
+            out.append([Span(" " * (self.gutter + 2)), Span(entry, "command")])
+        return out
+
+    def _evidence(self, finding: Finding) -> Iterator[str]:
+        where = finding.where
+        rule = f"{finding.named_by}: {where.table} {where.chain}: {where.rule}"
+        yield from (line for line in finding.evidence if line != rule)  # the rule has its own lines
+        if self.connections > 1 and finding.times:
+            yield f"in {finding.times} of {self.connections} connections"
+
+    # --- the foot ---
+
+    def notes(self, notes: Iterable[str]) -> list[Line]:
+        """What the reader should know of the trace itself."""
+        return [line for note in notes for line in self._said("note", note)]
+
+    def foot(self, report: Report) -> list[Line]:
+        """`3 connections, 0 answered, 0 events lost, rule named by nftrace`."""
+        lost = self.lost
+        by_probe = ", ".join(f"{name} {count}" for name, count in report.lost.items() if count)
+        parts = [
+            _count(report.connections, "connection" if report.flow.protocol == "tcp" else "exchange"),
+            f"{report.answered} answered",
+            _count(lost, "event") + " lost" + (f" ({by_probe})" if lost else ""),
+            _naming(report),
+        ]
+        whole = [part + "," for part in parts[:-1]] + parts[-1:]
+        return [[Span(text, "warn" if lost else "dim")] for text in wrap(whole, self.width)]
+
+    # --- parts ---
+
+    def _us(self, hop: Hop) -> str:
+        return f"{hop.us:.{self.digits}f}"
+
+    def _label(self, label: str) -> Span:
+        return Span(label.ljust(self.gutter), "label")
+
+    def _said(self, label: str, text: str, style: str = "") -> list[Line]:
+        wrapped = wrap(text, self.room)
+        return [[self._label("" if index else label), Span(part, style)] for index, part in enumerate(wrapped)]
+
+    def _fit(self, name: str) -> str:
+        return name if self.wide else cut(name, self.room)
+
+
+_ENDS: Final = {"delivered": [Span("✓ arrived", "good")], "last seen": [Span("last seen here", "warn")]}
+
+
+def _named(party: Party) -> str:
+    """The party as `--from` and `--to` take it; empty when it is an address and no more."""
+    if party.service:
+        return f"svc/{party.service}"
+    if party.pod:
+        return f"pod/{party.pod}"
+    return f"node/{party.node}" if party.node else ""
+
+
+def _about(flow: FlowView) -> str:
+    """`tcp, same node`."""
+    protocol = "any protocol" if flow.protocol == "any" else flow.protocol
+    far = flow.backend or flow.server
+    if flow.same_node:
+        return f"{protocol}, same node"
+    if flow.same_node is False and flow.client.node and far.node:
+        return f"{protocol}, {flow.client.node} → {far.node}"
+    return protocol
+
+
+def _rule_place(finding: Finding) -> str:
+    where = finding.where
+    named = f"named by {finding.named_by}" if finding.named_by else "deduced"
+    return ", ".join(part for part in (" ".join(t for t in (where.table, where.chain) if t), named) if part)
+
+
+def _where(finding: Finding) -> str:
+    where = finding.where
+    parts = (
+        where.pod,
+        where.node,
+        f"netns {where.netns}" if where.netns else None,
+        f"device {where.device}" if where.device else None,
+        where.hook,
+        f"table {where.table}" if where.table else None,
+        f"chain {where.chain}" if where.chain else None,
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def _naming(report: Report) -> str:
+    named = next((f.named_by for f in report.findings if f.named_by), None)
+    if named is not None:
+        return f"rule named by {named}"
+    return "rule naming off" if report.rule_naming == "off" else f"rule naming: {report.rule_naming}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _words(text: str) -> list[str]:
+    """Words between which a line may break: an arrow stays with what it points to."""
+    # Inert text has no no-break space of its own.
+    return [word.replace("\xa0", " ") for word in text.replace("→ ", "→\xa0").split(" ")]
+
+
+def _plain(line: Line) -> str:
+    return "".join(span.text for span in line)

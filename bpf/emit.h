@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * From a match to a record in the ring buffer. `event_for_skb` fills what every skb has, `event_for_socket` what every
+ * socket has; the program adds its own and submits. Nothing is reserved before the filter has said yes. User space is
+ * never woken: it drains every few milliseconds, a wakeup per event would cost it 25 us each.
+ */
+#ifndef K8SNET_EMIT_H
+#define K8SNET_EMIT_H
+
+#include "filter.h"
+#include "netfilter.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20); /* the loader sets its own */
+} events SEC(".maps");
+
+/* Events that found the ring full, by probe. Adding atomically is dear, losing is rare. */
+volatile __u64 lost[PROBE_MAX] = {};
+
+/* Without an anchor the record's type would not be in the object's BTF, where tests/unit/test_layout.py looks it up. */
+const struct event *event_anchor __attribute__((unused));
+const enum probe_id *probe_id_anchor __attribute__((unused));
+
+static __always_inline struct event *reserve_event(enum probe_id probe)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		__sync_fetch_and_add(&lost[probe], 1);
+		return NULL;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->ktime_ns = bpf_ktime_get_ns();
+	e->cpu = bpf_get_smp_processor_id();
+	e->probe = probe;
+	e->ct_info = CT_INFO_NONE;
+	e->hook = HOOK_NONE;
+	return e;
+}
+
+static __always_inline void submit(struct event *e)
+{
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline void fill_device(struct event *e, const struct net_device *dev)
+{
+	e->ifindex = dev->ifindex;
+	e->netns = dev->nd_net.net->ns.inum;
+	((__u64 *)e->ifname)[0] = *(const __u64 *)dev->name;
+	((__u64 *)e->ifname)[1] = *(const __u64 *)(dev->name + 8);
+}
+
+static __always_inline void fill_packet(struct event *e, const struct match *m)
+{
+	const struct header *h = &m->first;
+
+	if (m->encap) {
+		h = &m->inner;
+		e->outer = m->first.tuple;
+	}
+	e->encap = m->encap;
+	e->packet = h->tuple;
+	e->seq = h->seq;
+	e->ack = h->ack;
+	e->ip_id = h->ip_id;
+	e->frag_off = h->frag_off;
+	e->payload_len = h->payload_len;
+	e->ttl = h->ttl;
+	e->tcp_flags = h->tcp_flags;
+	/* Of an ICMP error its own type and code count, not those of an echo request that it may quote. */
+	e->icmp_type = m->encap == ENCAP_ICMP_ERROR ? m->first.icmp_type : h->icmp_type;
+	e->icmp_code = m->encap == ENCAP_ICMP_ERROR ? m->first.icmp_code : h->icmp_code;
+}
+
+static __always_inline void fill_conntrack(struct event *e, struct match *m, const struct sk_buff *skb)
+{
+	const struct nf_conn *ct = conntrack_of(skb);
+	unsigned long nfct = nfct_of(skb);
+
+	if (nfct)
+		e->ct_info = nfct & NFCT_INFO_MASK;
+	if (!ct)
+		return;
+	__builtin_memset(&m->orig, 0, 2 * sizeof(struct tuple));
+	conntrack_orig(&m->orig, ct);
+	conntrack_reply(&m->reply, ct);
+	e->ct_orig = m->orig;
+	e->ct_reply = m->reply;
+	e->ct_status = BPF_CORE_READ(ct, status);
+	e->ct_zone = zone_of(ct);
+	/* The outer packet of a tunnel has an entry of its own, which says nothing about this flow. */
+	if (m->orig.family && !m->encap)
+		learn(&m->orig, &m->reply);
+}
+
+static __always_inline void fill_skb(struct event *e, const struct sk_buff *trusted)
+{
+	const struct sk_buff *skb = UNTRUSTED(struct sk_buff, trusted);
+	const struct net_device *dev = skb->dev;
+	const struct sock *sk = skb->sk;
+	__u32 gso; /* gso_size and gso_segs are neighbours on every kernel */
+
+	e->skb = (__u64)skb;
+	e->len = skb->len;
+	e->skb_mark = skb->mark;
+	e->skb_iif = skb->skb_iif;
+	e->pkt_type = BPF_CORE_READ_BITFIELD(skb, pkt_type);
+	e->cloned = BPF_CORE_READ_BITFIELD(skb, cloned);
+	e->nf_trace = nf_trace_of(skb);
+	if (dev)
+		fill_device(e, dev);
+	else if (sk)
+		e->netns = netns_of_sock(sk);
+	bpf_core_read(&gso, sizeof(gso), &((const struct skb_shared_info *)(skb->head + skb->end))->gso_size);
+	e->gso_size = gso;
+	e->gso_segs = gso >> 16;
+}
+
+/* Out of line, so that what a packet of others runs through fits into a few cache lines. */
+static __noinline struct event *matched_event(enum probe_id probe, const struct sk_buff *skb, __u64 at)
+{
+	struct match *m = match_skb(probe, skb, at);
+	struct event *e;
+
+	if (!m)
+		return NULL;
+	e = reserve_event(probe);
+	if (!e)
+		return NULL;
+	fill_skb(e, skb);
+	fill_packet(e, m);
+	fill_conntrack(e, m, skb);
+	return e;
+}
+
+/* The event of an skb whose IP header is at `at`; NULL when it is not ours, or lost. */
+static __always_inline struct event *event_for_skb(enum probe_id probe, const struct sk_buff *skb, __u64 at)
+{
+	return may_match(skb, at) ? matched_event(probe, skb, at) : NULL;
+}
+
+/* Where the IP header is once the network layer has set it; on the ingress tracepoints it is skb->data instead. */
+static __always_inline __u64 network_header(const struct sk_buff *skb)
+{
+	return (__u64)skb->head + skb->network_header;
+}
+
+/* The socket's own view: saddr and sport are local, daddr and dport remote. */
+static __always_inline void socket_tuple(struct tuple *t, const struct sock_common *sk, __u8 protocol)
+{
+	__builtin_memset(t, 0, sizeof(*t));
+	t->family = sk->skc_family;
+	t->protocol = protocol;
+	t->sport = sk->skc_num;
+	t->dport = bpf_ntohs(sk->skc_dport);
+	if (t->family == AF_INET6) {
+		const __u64 *local = (const __u64 *)sk->skc_v6_rcv_saddr.in6_u.u6_addr8;
+		const __u64 *remote = (const __u64 *)sk->skc_v6_daddr.in6_u.u6_addr8;
+
+		((__u64 *)t->saddr)[0] = local[0];
+		((__u64 *)t->saddr)[1] = local[1];
+		((__u64 *)t->daddr)[0] = remote[0];
+		((__u64 *)t->daddr)[1] = remote[1];
+		/* ::ffff:a.b.c.d is IPv4 on the wire (RFC 4291, 2.5.5.2); a dual-stack server's sockets all look so. */
+		if (remote[0] || (__u32)remote[1] != bpf_htonl(0xffff))
+			return;
+		t->family = AF_INET;
+		__builtin_memset(t->saddr, 0, 32);
+	}
+	*(__u32 *)t->saddr = sk->skc_rcv_saddr;
+	*(__u32 *)t->daddr = sk->skc_daddr;
+}
+
+/* The event of a socket; NULL when it is not ours, or lost. */
+static __always_inline struct event *event_for_socket(enum probe_id probe, const struct sock_common *sk, __u8 protocol)
+{
+	struct event *e;
+	struct tuple t __attribute__((aligned(8)));
+
+	socket_tuple(&t, sk, protocol);
+	if (!(protocol_matches(&t) && ports_match(&t) && addresses_match(&t)) && !is_learned(&t))
+		return NULL;
+	e = reserve_event(probe);
+	if (!e)
+		return NULL;
+	e->packet = t;
+	e->netns = UNTRUSTED(struct sock_common, sk)->skc_net.net->ns.inum;
+	return e;
+}
+
+#endif

@@ -1,0 +1,144 @@
+"""Which rule did it: the ladder of ways to name a rule, over every netns on the flow's way.
+
+First, traced rules (`RuleTrace`: a table of our own marks the flow's packets, the kernel reports each rule they meet).
+Second, with --read-only or where that cannot be had, rule counters before and after. The third rung, engine and hook
+from the place of the drop, needs nothing and is in the findings' evidence. Which rung spoke is always said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from k8snet.errors import K8snetError
+from k8snet.event import Event
+from k8snet.kernel import counters
+from k8snet.kernel.guardian import Guardian
+from k8snet.kernel.netns import Netns, own
+from k8snet.kernel.rules import NamedRule, RuleBook, Snapshot, dnat_of
+from k8snet.kernel.ruletrace import Match, RuleStep, RuleTrace
+from k8snet.kernel.sockets import queues
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A packet that a netfilter hook dropped, and the rules that were traced for it."""
+
+    packet: int  # id() of the packet, to give the answer back by
+    event: Event
+    steps: Sequence[RuleStep]
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the places on the way are set to, and what moved there during the trace."""
+
+    settings: dict[int, dict[str, int]] = field(default_factory=dict)  # netns -> name -> value
+    rises: dict[int, dict[str, int]] = field(default_factory=dict)  # netns -> counter -> by how much
+    listening: dict[tuple[int, str, int], int] = field(default_factory=dict)  # (netns, protocol, port) -> queue
+    enter: dict[int, str] = field(default_factory=dict)  # netns -> what to put before a command
+
+
+class Blame:
+    """Watches the rules of several netns while a trace runs; afterwards names the one behind each drop."""
+
+    def __init__(self, places: Iterable[Netns], match: Match, *, read_only: bool) -> None:
+        self.steps: list[RuleStep] = []
+        self.notes: list[str] = []
+        self._places = {netns.inum: netns for netns in places}
+        self._match = match
+        self._read_only = read_only
+        self._stack = ExitStack()
+        self._traces: dict[int, RuleTrace] = {}
+        self._rules_before: dict[int, Snapshot] = {}
+        self._counters_before: dict[int, counters.Snapshot] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            guardian = undo.enter_context(Guardian())
+            for inum, netns in self._places.items():
+                with contextlib.suppress(OSError):  # it is going away: its packets are still followed
+                    self._counters_before[inum] = counters.Snapshot.take(netns)
+                    self._watch(undo, netns, guardian)
+            self._stack = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _watch(self, undo: ExitStack, netns: Netns, guardian: Guardian) -> None:
+        if not self._read_only:
+            try:
+                trace = undo.enter_context(RuleTrace(netns, self._match, guardian))
+            except K8snetError as why:
+                self.notes.append(f"{why.problem}: rules are named by counters there")
+            else:
+                self._traces[netns.inum] = trace
+                self.notes += trace.missing
+                if not trace.missing:
+                    return
+        self._rules_before[netns.inum] = Snapshot.take(netns)
+
+    @property
+    def how(self) -> str:
+        """How rules are named in this trace."""
+        if self._traces:
+            return "nftrace"
+        return "counters (read-only)" if self._read_only else "counters"
+
+    def drain(self) -> None:
+        """Take what the kernel has reported."""
+        for trace in self._traces.values():
+            self.steps += trace.drain()
+
+    def lost(self) -> dict[str, int]:
+        """Rule messages that were not seen."""
+        lost = sum(trace.lost for trace in self._traces.values())
+        return {"rule messages": lost} if lost else {}
+
+    def facts(self) -> Facts:
+        """Settings and counters of every place on the way."""
+        facts = Facts()
+        for inum, before in self._counters_before.items():
+            netns = self._places[inum]
+            if inum != own():
+                facts.enter[inum] = f"nsenter --net={shlex.quote(netns.path)} "
+            with contextlib.suppress(OSError):
+                after = counters.Snapshot.take(netns)
+                facts.settings[inum] = dict(after.settings)
+                facts.rises[inum] = counters.delta(before, after)
+                facts.listening |= {(inum, *socket): depth for socket, depth in queues(netns).items()}
+        return facts
+
+    def name(self, drops: Sequence[Drop]) -> dict[int, NamedRule]:
+        """The rule behind each drop that can be named, by the packet's id."""
+        books = {inum: RuleBook(self._places[inum]) for inum in {d.event.netns for d in drops} & set(self._places)}
+        named: dict[int, NamedRule] = {}
+        for drop in drops:
+            book = books.get(drop.event.netns)
+            rule = book.name(drop.steps) if book is not None else None
+            if rule is not None:
+                named[drop.packet] = rule
+        for inum in set(books) & set(self._rules_before):
+            unnamed = [d for d in drops if d.event.netns == inum and d.packet not in named]
+            if not unnamed:
+                continue
+            after = Snapshot.take(self._places[inum])
+            for drop in unnamed:
+                alike = sum(d.event.packet == drop.event.packet for d in unnamed)
+                rule = books[inum].name_by_counters(self._rules_before[inum], after, drop.event.packet, alike)
+                if rule is not None:
+                    named[drop.packet] = rule
+        return named
+
+
+def chains(steps: Iterable[RuleStep]) -> str | None:
+    """The NAT chains that chose the endpoint: "KUBE-SVC-… > KUBE-SEP-…"."""
+    return " > ".join(dnat_of(steps)) or None

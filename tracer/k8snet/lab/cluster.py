@@ -1,0 +1,257 @@
+"""The lab's Kubernetes: which nodes, pods and Services there are, as an Inventory and as kubectl would print it.
+
+Nothing here touches the system. The Inventory is the one description; the topology, the servers, kube-proxy's rules
+and the JSON for `--inventory FILE` are all derived from it. Addresses are those of the design's examples.
+"""
+
+from __future__ import annotations
+
+import uuid
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final
+
+from k8snet.cluster.inventory import Endpoint, Inventory, Node, Pod, Protocol, Service, ServicePort
+
+CLUSTER_CIDR: Final = "10.244.0.0/16"
+CREATED: Final = "2026-01-01T00:00:00Z"
+NODE_1: Final = "192.168.50.1"
+NODE_2: Final = "192.168.50.2"
+
+Object = dict[str, Any]
+
+
+def _pod(key: str, node: str, ip: str, labels: str, *ports: tuple[str, Protocol, int]) -> Pod:
+    namespace, name = key.split("/")
+    pairs = tuple((label, value) for label, _, value in (pair.partition("=") for pair in labels.split(",")))
+    return Pod(namespace, name, _uid("pod", key), node, (IPv4Address(ip),), False, "Running", pairs, ports)
+
+
+def _uid(kind: str, key: str) -> str:
+    # The same for the same name, so that the reports of two runs can be compared.
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{key}.{kind}.k8snet.lab"))
+
+
+PODS: Final = (
+    _pod("shop/cart", "node-1", "10.244.1.10", "app=cart", ("http", "TCP", 8080)),
+    _pod("shop/web-1", "node-1", "10.244.1.11", "app=web", ("http", "TCP", 8080)),
+    _pod("shop/web-2", "node-1", "10.244.1.12", "app=web", ("http", "TCP", 8080)),
+    _pod("shop/web-3", "node-2", "10.244.2.11", "app=web,site=far", ("http", "TCP", 8080)),
+    _pod(
+        "shop/payments",
+        "node-1",
+        "10.244.1.14",
+        "app=payments",
+        ("http", "TCP", 8080),
+        ("echo", "UDP", 7007),
+        ("statsd", "UDP", 8125),
+    ),
+    _pod("kube-system/dns", "node-1", "10.244.1.13", "app=kube-dns", ("dns", "UDP", 53), ("dns-tcp", "TCP", 53)),
+)
+
+
+def _service(key: str, ip: str, backends: tuple[str, ...], *ports: tuple[str, Protocol, int, str]) -> Service:
+    namespace, name = key.split("/")
+    pods = tuple(pod for pod in PODS if pod.key in backends)
+    return Service(
+        namespace,
+        name,
+        (IPv4Address(ip),),
+        tuple(
+            ServicePort(
+                port_name,
+                protocol,
+                port,
+                target,
+                endpoints=tuple(Endpoint(p.ips[0], _number(p, target), p.key, p.node, ready=True) for p in pods),
+            )
+            for port_name, protocol, port, target in ports
+        ),
+    )
+
+
+def _number(pod: Pod, target: str) -> int:
+    return next((number for name, _, number in pod.named_ports if name == target), 0) or int(target)
+
+
+SERVICES: Final = (
+    _service(
+        "kube-system/kube-dns",
+        "10.96.0.10",
+        ("kube-system/dns",),
+        ("dns", "UDP", 53, "53"),
+        ("dns-tcp", "TCP", 53, "53"),
+    ),
+    _service("shop/web", "10.96.0.80", ("shop/web-1", "shop/web-2", "shop/web-3"), ("http", "TCP", 80, "8080")),
+    _service("shop/empty", "10.96.0.81", (), ("http", "TCP", 80, "8080")),
+    _service("shop/payments", "10.96.0.82", ("shop/payments",), ("http", "TCP", 80, "http")),
+    # Nobody listens on 9090: the Service's targetPort is wrong.
+    _service("shop/admin", "10.96.0.83", ("shop/payments",), ("http", "TCP", 80, "9090")),
+    _service("shop/statsd", "10.96.0.84", ("shop/payments",), ("statsd", "UDP", 8125, "statsd")),
+    _service("shop/echo", "10.96.0.85", ("shop/payments",), ("echo", "UDP", 7, "echo")),
+    # The client's own Service, for hairpin.
+    _service("shop/cart", "10.96.0.86", ("shop/cart",), ("http", "TCP", 80, "8080")),
+    # One backend, on the other node.
+    _service("shop/remote", "10.96.0.87", ("shop/web-3",), ("http", "TCP", 80, "8080")),
+)
+
+NODES: Final = (
+    Node("node-1", (IPv4Address(NODE_1),), ("10.244.1.0/24",)),
+    Node("node-2", (IPv4Address(NODE_2),), ("10.244.2.0/24",)),
+)
+
+INVENTORY: Final = Inventory(PODS, SERVICES, NODES, source="the lab")
+
+
+def objects(inventory: Inventory) -> Object:
+    """What `kubectl get pods,services,endpointslices,nodes -A -o json` prints for `inventory`: one List."""
+    items = [_pod_object(pod, inventory) for pod in inventory.pods]
+    items += [_service_object(service, inventory) for service in inventory.services]
+    items += [_slice_object(service, inventory) for service in inventory.services]
+    items += [_node_object(node) for node in inventory.nodes]
+    return {"apiVersion": "v1", "items": items, "kind": "List", "metadata": {"resourceVersion": ""}}
+
+
+def _metadata(kind: str, namespace: str | None, name: str, **more: object) -> Object:
+    key = f"{namespace}/{name}" if namespace else name
+    where = {"namespace": namespace} if namespace else {}
+    return {
+        "creationTimestamp": CREATED,
+        "name": name,
+        **where,
+        "resourceVersion": "1",
+        "uid": _uid(kind, key),
+        **more,
+    }
+
+
+def _pod_object(pod: Pod, inventory: Inventory) -> Object:
+    node = next(n for n in inventory.nodes if n.name == pod.node)
+    ports = [{"containerPort": number, "name": name, "protocol": proto} for name, proto, number in pod.named_ports]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _metadata("pod", pod.namespace, pod.name, labels=dict(pod.labels)),
+        "spec": {
+            "containers": [{"image": "k8snet.invalid/lab", "name": "server", "ports": ports}],
+            "dnsPolicy": "ClusterFirst",
+            "nodeName": pod.node,
+            "restartPolicy": "Always",
+        },
+        "status": {
+            "conditions": [{"lastProbeTime": None, "lastTransitionTime": CREATED, "status": "True", "type": "Ready"}],
+            "hostIP": str(node.ips[0]),
+            "hostIPs": [{"ip": str(ip)} for ip in node.ips],
+            "phase": pod.phase,
+            "podIP": str(pod.ips[0]),
+            "podIPs": [{"ip": str(ip)} for ip in pod.ips],
+            "qosClass": "BestEffort",
+            "startTime": CREATED,
+        },
+    }
+
+
+def _service_object(service: Service, inventory: Inventory) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata("service", service.namespace, service.name),
+        "spec": {
+            "clusterIP": str(service.cluster_ips[0]),
+            "clusterIPs": [str(ip) for ip in service.cluster_ips],
+            "internalTrafficPolicy": "Cluster",
+            "ipFamilies": [_family(ip) for ip in service.cluster_ips],
+            "ipFamilyPolicy": "SingleStack",
+            "ports": [
+                {
+                    "name": port.name,
+                    "port": port.port,
+                    "protocol": port.protocol,
+                    "targetPort": int(port.target_port) if port.target_port.isdigit() else port.target_port,
+                }
+                for port in service.ports
+            ],
+            "selector": _selector(service, inventory),
+            "sessionAffinity": "None",
+            "type": service.type,
+        },
+        "status": {"loadBalancer": {}},
+    }
+
+
+def _selector(service: Service, inventory: Inventory) -> dict[str, str]:
+    """A label that the pods behind `service` have, and no other pod."""
+    backends = {e.pod for port in service.ports for e in port.endpoints}
+    labels = [label for pod in inventory.pods for label in pod.labels]
+    fitting = [x for x in labels if {pod.key for pod in inventory.pods if x in pod.labels} == backends]
+    return dict(fitting[:1] or [("app", service.name)])
+
+
+def _slice_object(service: Service, inventory: Inventory) -> Object:
+    # One slice a service: all ports of a lab service have the same pods behind them.
+    name = f"{service.name}-{_uid('slice', service.key)[:5]}"
+    uids = {pod.key: pod.uid for pod in inventory.pods}
+    endpoints = [
+        {
+            "addresses": [str(endpoint.ip)],
+            "conditions": {
+                "ready": endpoint.ready,
+                "serving": endpoint.serving,
+                "terminating": endpoint.terminating,
+            },
+            "nodeName": endpoint.node,
+            "targetRef": {
+                "kind": "Pod",
+                "name": endpoint.pod.split("/")[1],
+                "namespace": service.namespace,
+                "uid": uids[endpoint.pod],
+            },
+        }
+        for endpoint in service.ports[0].endpoints
+        if endpoint.pod
+    ]
+    labels = {
+        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+        "kubernetes.io/service-name": service.name,
+    }
+    owner = {
+        "apiVersion": "v1",
+        "blockOwnerDeletion": True,
+        "controller": True,
+        "kind": "Service",
+        "name": service.name,
+        "uid": _uid("service", service.key),
+    }
+    ports = [
+        {
+            "name": port.name,
+            "port": port.endpoints[0].port if port.endpoints else int(port.target_port),
+            "protocol": port.protocol,
+        }
+        for port in service.ports
+    ]
+    return {
+        "addressType": _family(service.cluster_ips[0]),
+        "apiVersion": "discovery.k8s.io/v1",
+        "endpoints": endpoints or None,  # the API server sends null, not []
+        "kind": "EndpointSlice",
+        "metadata": _metadata(
+            "slice", service.namespace, name, generateName=f"{service.name}-", labels=labels, ownerReferences=[owner]
+        ),
+        "ports": ports,
+    }
+
+
+def _node_object(node: Node) -> Object:
+    addresses = [{"address": str(ip), "type": "InternalIP"} for ip in node.ips]
+    addresses.append({"address": node.name, "type": "Hostname"})
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": _metadata("node", None, node.name, labels={"kubernetes.io/hostname": node.name}),
+        "spec": {"podCIDR": node.pod_cidrs[0], "podCIDRs": list(node.pod_cidrs)},
+        "status": {"addresses": addresses, "conditions": [{"status": "True", "type": "Ready"}]},
+    }
+
+
+def _family(ip: IPv4Address | IPv6Address) -> str:
+    return "IPv4" if ip.version == 4 else "IPv6"

@@ -1,0 +1,172 @@
+"""What kube-proxy (iptables mode) writes for a set of Services: Inventory in, iptables-restore text out.
+
+The text is in the form in which iptables-save prints these rules back, so that a rule that a trace names can be
+compared with it letter by letter; a unit test compares it with rules that a real kube-proxy wrote. An Inventory does
+not know of session affinity, external IPs and the Local traffic policies, so rules for those are not written.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+
+from k8snet.cluster.inventory import Endpoint, Inventory, Service, ServicePort
+
+_SERVICES = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+_NEW = "-m conntrack --ctstate NEW -m comment --comment"
+_FIREWALL = f'{_NEW} "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL'
+_EXTERNAL = f'{_NEW} "kubernetes externally-visible service portals" -j KUBE-EXTERNAL-SERVICES'
+_CANARY = "KUBE-PROXY-CANARY"
+_NODEPORTS = "kubernetes service nodeports; NOTE: this must be the last rule in this chain"
+
+# The rules that do not depend on any Service: pkg/proxy/iptables/proxier.go (iptablesJumpChains, the end of
+# syncProxyRules) and pkg/kubelet's KUBE-FIREWALL.
+_FILTER = (
+    "-A INPUT -j KUBE-FIREWALL",
+    f"-A INPUT {_FIREWALL}",
+    '-A INPUT -m comment --comment "kubernetes health check service ports" -j KUBE-NODEPORTS',
+    f"-A INPUT {_EXTERNAL}",
+    f"-A FORWARD {_FIREWALL}",
+    '-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD',
+    f'-A FORWARD {_NEW} "kubernetes service portals" -j KUBE-SERVICES',
+    f"-A FORWARD {_EXTERNAL}",
+    "-A OUTPUT -j KUBE-FIREWALL",
+    f"-A OUTPUT {_FIREWALL}",
+    f'-A OUTPUT {_NEW} "kubernetes service portals" -j KUBE-SERVICES',
+    '-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections"'
+    " -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+    "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP",
+    '-A KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark 0x4000/0x4000 -j ACCEPT',
+    '-A KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack rule"'
+    " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+)
+_NAT = (
+    f"-A PREROUTING {_SERVICES}",
+    f"-A OUTPUT {_SERVICES}",
+    '-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING',
+    "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000",
+    "-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+    "-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0",
+    '-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully',
+)
+_MANGLE_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_FILTER_CHAINS = ("INPUT", "FORWARD", "OUTPUT")
+_NAT_CHAINS = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
+_FILTER_OWN = (
+    "KUBE-EXTERNAL-SERVICES",
+    "KUBE-FIREWALL",
+    "KUBE-FORWARD",
+    "KUBE-NODEPORTS",
+    _CANARY,
+    "KUBE-PROXY-FIREWALL",
+    "KUBE-SERVICES",
+)
+_NAT_OWN = ("KUBE-MARK-MASQ", "KUBE-NODEPORTS", "KUBE-POSTROUTING", _CANARY, "KUBE-SERVICES")
+
+
+def rules(inventory: Inventory, cluster_cidr: str) -> str:
+    """The whole ruleset for iptables-restore: tables mangle, filter and nat, IPv4 only."""
+    nat: list[str] = []
+    filtered: list[str] = []
+    node_ports: list[str] = []
+    for service, port in _ports(inventory):
+        endpoints = _chosen(port)
+        if endpoints:
+            nat += _service(service, port, endpoints, cluster_cidr)
+            node_ports += _node_port(service, port)
+        else:
+            filtered.append(_reject(service, port))
+    nat.append(f'-A KUBE-SERVICES -m comment --comment "{_NODEPORTS}" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS')
+    nat += node_ports
+    chains = sorted({rule.split()[1] for rule in nat} - set(_NAT_OWN))
+    return "".join(
+        (
+            _table("mangle", _MANGLE_CHAINS, (_CANARY,), ()),
+            _table("filter", _FILTER_CHAINS, _FILTER_OWN, (*_FILTER, *filtered)),
+            _table("nat", _NAT_CHAINS, tuple(sorted((*_NAT_OWN, *chains))), (*_NAT, *sorted(nat, key=_chain))),
+        )
+    )
+
+
+def _table(name: str, builtin: tuple[str, ...], own: tuple[str, ...], rules: tuple[str, ...]) -> str:
+    lines = [f"*{name}", *(f":{c} ACCEPT [0:0]" for c in builtin), *(f":{c} - [0:0]" for c in own), *rules, "COMMIT"]
+    return "\n".join(lines) + "\n"
+
+
+def _chain(rule: str) -> str:
+    return rule.split()[1]
+
+
+def _ports(inventory: Inventory) -> Iterator[tuple[Service, ServicePort]]:
+    return ((service, port) for service in inventory.services if service.cluster_ips for port in service.ports)
+
+
+def _chosen(port: ServicePort) -> tuple[Endpoint, ...]:
+    """Ready endpoints, else those that still serve while they terminate (KEP-1669)."""
+    return port.ready or tuple(e for e in port.endpoints if e.serving and e.terminating)
+
+
+def port_name(service: Service, port: ServicePort) -> str:
+    """kube-proxy's name for a service port, in comments and hashes: `namespace/name:port name`."""
+    return f"{service.key}:{port.name}" if port.name else service.key
+
+
+def service_chain(service: Service, port: ServicePort) -> str:
+    """KUBE-SVC-...: pkg/proxy/iptables/proxier.go, servicePortPolicyClusterChain."""
+    return f"KUBE-SVC-{_hash(port_name(service, port) + port.protocol.lower())}"
+
+
+def endpoint_chain(service: Service, port: ServicePort, endpoint: Endpoint) -> str:
+    """KUBE-SEP-...: servicePortEndpointChainName."""
+    address = f"{endpoint.ip}:{endpoint.port}"
+    return f"KUBE-SEP-{_hash(port_name(service, port) + port.protocol.lower() + address)}"
+
+
+def _hash(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode("ascii")[:16]
+
+
+def _reject(service: Service, port: ServicePort) -> str:
+    protocol = port.protocol.lower()
+    return (
+        f"-A KUBE-SERVICES -d {service.cluster_ips[0]}/32 -p {protocol}"
+        f' -m comment --comment "{port_name(service, port)} has no endpoints"'
+        f" -m {protocol} --dport {port.port} -j REJECT --reject-with icmp-port-unreachable"
+    )
+
+
+def _service(service: Service, port: ServicePort, endpoints: tuple[Endpoint, ...], cluster_cidr: str) -> Iterator[str]:
+    name, protocol, chain = port_name(service, port), port.protocol.lower(), service_chain(service, port)
+    to_vip = (
+        f'-d {service.cluster_ips[0]}/32 -p {protocol} -m comment --comment "{name} cluster IP"'
+        f" -m {protocol} --dport {port.port}"
+    )
+    yield f"-A KUBE-SERVICES {to_vip} -j {chain}"
+    yield f"-A {chain} ! -s {cluster_cidr} {to_vip} -j KUBE-MARK-MASQ"
+    for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
+        dice = f" -m statistic --mode random --probability {_probability(left)}" if left > 1 else ""
+        sep, to = endpoint_chain(service, port, endpoint), f"{endpoint.ip}:{endpoint.port}"
+        yield f'-A {chain} -m comment --comment "{name} -> {to}"{dice} -j {sep}'
+        yield f'-A {sep} -s {endpoint.ip}/32 -m comment --comment "{name}" -j KUBE-MARK-MASQ'
+        yield f'-A {sep} -p {protocol} -m comment --comment "{name}" -m {protocol} -j DNAT --to-destination {to}'
+
+
+def _node_port(service: Service, port: ServicePort) -> Iterator[str]:
+    if not port.node_port:
+        return
+    name, protocol = port_name(service, port), port.protocol.lower()
+    external = f"KUBE-EXT-{_hash(name + protocol)}"
+    yield (
+        f'-A KUBE-NODEPORTS -p {protocol} -m comment --comment "{name}"'
+        f" -m {protocol} --dport {port.node_port} -j {external}"
+    )
+    yield (
+        f'-A {external} -m comment --comment "masquerade traffic for {name} external destinations" -j KUBE-MARK-MASQ'
+    )
+    yield f"-A {external} -j {service_chain(service, port)}"
+
+
+def _probability(left: int) -> str:
+    """1/left with kube-proxy's ten digits, then as the kernel keeps it (31 bits) and iptables-save prints it."""
+    return f"{round(float(f'{1 / left:.10f}') * 2**31) / 2**31:.11f}"

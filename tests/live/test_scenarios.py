@@ -1,0 +1,88 @@
+"""Every scenario of the lab, with both back ends: real packets in, the right finding out, and nothing else.
+
+This is the suite that also runs in the virtual machines. A healthy scenario must give no finding at all.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from k8snet.lab.lab import BACKENDS, Lab
+from k8snet.lab.play import differences, play
+from k8snet.lab.scenarios import SCENARIOS, Scenario
+from k8snet.report import Report, Verdict
+from live.conftest import patience
+
+BROKEN = [s for s in SCENARIOS if s.expected.code is not None]
+HEALTHY = [s for s in SCENARIOS if s.expected.code is None]
+
+
+def by_name(scenarios: list[Scenario]) -> list[object]:
+    return [pytest.param(s, id=s.name) for s in scenarios]
+
+
+def told(report: Report) -> str:
+    """The whole report, for the message of a failing test."""
+    from k8snet.render.text import render
+
+    return f"\n{render(report)}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scenario", by_name(BROKEN))
+def test_a_broken_lab_names_what_is_broken(scenario: Scenario, backend: str) -> None:
+    with Lab.up(backend=backend) as lab:
+        scenario.break_it(lab)
+        report = play(lab, scenario, patience=patience())
+    assert not differences(report, scenario.expected), told(report)
+    assert not report.lost, told(report)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_read_only_changes_nothing_and_still_names_the_rule(backend: str) -> None:
+    """Without a table of our own the rule is named by its counter, and the report says so."""
+    scenario = next(s for s in SCENARIOS if s.name == "forward-rule-drop")
+    with Lab.up(backend=backend) as lab:
+        scenario.break_it(lab)
+        before = lab.run_in("node-1", ["nft", "list", "ruleset"]).stdout
+        report = play(lab, scenario, read_only=True, patience=patience())
+        assert lab.run_in("node-1", ["nft", "list", "tables"]).stdout.count("k8snet") == 0
+    assert "k8snet" not in before
+    assert report.verdict is Verdict.DROPPED, told(report)
+    (finding,) = report.findings
+    assert finding.code == "RULE_DROP", told(report)
+    assert finding.where.rule == scenario.expected.rule
+    assert finding.named_by == "counters"
+    assert "read-only" in report.rule_naming
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_verdict_does_not_depend_on_tier_2(backend: str) -> None:
+    scenario = next(s for s in SCENARIOS if s.name == "forward-policy-drop")
+    with Lab.up(backend=backend) as lab:
+        scenario.break_it(lab)
+        reports = [play(lab, scenario, tiers=tiers, patience=patience()) for tiers in ((1,), (1, 2))]
+    first, second = ([(f.code, f.where.hook, f.where.rule) for f in r.findings] for r in reports)
+    assert first == second
+
+
+# Last in the file: there can be one lab at a time, and this one stays up to the end of the module.
+@pytest.fixture(scope="module", params=BACKENDS)
+def healthy_lab(request: pytest.FixtureRequest) -> object:
+    """One unbroken lab for all healthy scenarios of a back end."""
+    with Lab.up(backend=request.param) as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("scenario", by_name(HEALTHY))
+def test_a_healthy_flow_gives_no_finding(healthy_lab: Lab, scenario: Scenario) -> None:
+    report = play(healthy_lab, scenario, patience=patience())
+    assert not differences(report, scenario.expected), told(report)
+    assert report.connections == scenario.traffic.connections, told(report)
+    assert not report.lost, told(report)
+    for path in report.paths:
+        assert path.ended == "delivered", told(report)
+    if report.flow.server.service:
+        steps = {path.direction: [h.nat for h in path.hops if h.nat] for path in report.paths}
+        assert any("DNAT to" in step for step in steps["request"]), told(report)
+        assert any("DNAT undone" in step for step in steps["reply"]), told(report)

@@ -1,0 +1,110 @@
+"""The command line: one module a command, thin, imported only to describe its arguments.
+
+Each command module has `register(commands)`, which adds its parser and sets `run`, a function from the parsed
+arguments to an `Exit`. Whatever is heavy (rich, netlink, the loader) is imported inside `run`, so that
+`k8snet --help` stays below 0.2 s. Errors that the user can act on are printed here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from k8snet import __version__
+from k8snet.errors import Exit, K8snetError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line as everything else is said, and knows no abbreviations."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """Not the usage: it hides the one line that matters."""
+        raise K8snetError(message, f"see: {self.prog} --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, as `k8snet --help` prints it."""
+    from k8snet.cli import check, cleanup, lab, trace
+    from k8snet.cli import map as map_
+
+    top = _Parser(
+        prog="k8snet",
+        description="Follow one flow through a Kubernetes node: where it died, why, which rule is to blame, "
+        "and how to mend it.",
+        epilog="exit codes: 0 healthy, 1 a problem was found, 2 usage or privilege, 3 inconclusive, 130 interrupted",
+    )
+    top.add_argument("--version", action="version", version=f"k8snet {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in (trace, map_, check, lab, cleanup):
+        command.register(commands)
+    return top
+
+
+def main() -> int:
+    """The process's command line, its signals and its streams; returns the exit code."""
+    try:
+        # `timeout 5 k8snet trace ...` and systemd then end a trace as Ctrl-C does: with the report.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored: a script runs us in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _open_streams()
+        code = execute()
+    except KeyboardInterrupt:
+        code = Exit.INTERRUPTED
+    # How it went is settled: no Ctrl-C is to add a traceback from Python's own shutdown.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return int(code)
+
+
+def execute(arguments: Sequence[str] | None = None) -> Exit:
+    """Run one command. What the user can act on is printed here; everything else is a bug and is raised."""
+    code = Exit.OK
+    try:
+        try:
+            args = parser().parse_args(arguments)
+        except SystemExit:  # --help and --version, printed by argparse
+            args = argparse.Namespace(run=lambda _: Exit.OK)
+        code = Exit(args.run(args))
+        sys.stdout.flush()
+    except K8snetError as error:
+        from k8snet.render.safe import inert
+
+        print(f"k8snet: {inert(error.problem)}\n  {inert(error.remedy)}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:
+        _give_up_stdout()
+        return Exit.INTERRUPTED  # the reader (head, less) went before it could be told how it went
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _give_up_stdout()
+        print("k8snet: there is no space left to write to\n  see: df", file=sys.stderr)
+        return Exit.USAGE
+    return code
+
+
+def _give_up_stdout() -> None:
+    """What is still buffered goes nowhere: else Python complains of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_streams() -> None:
+    """Standard streams that were closed lead to /dev/null; else the next file opened would be taken for them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a name is no reason to end

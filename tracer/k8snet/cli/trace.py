@@ -1,0 +1,187 @@
+"""`k8snet trace`: follow one flow and say where it died."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from k8snet.errors import Exit, K8snetError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from k8snet.report import Report
+    from k8snet.trace import Request, Watcher
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST = 24 * 3600.0  # a guess; a socket cannot wait for centuries
+_PROTOCOLS = ("tcp", "udp", "icmp")
+
+
+def duration(text: str) -> float:
+    """Seconds in a duration as kubectl writes it: 6s, 1m30s, 500ms; a bare number is seconds."""
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)", text)
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        seconds = float(text)
+    elif parts and "".join(number + unit for number, unit in parts) == text:
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    else:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 6s, 1m30s or 500ms")
+    if not 0 < seconds <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time that can be waited for: write 1ms to 24h")
+    return seconds
+
+
+def count(text: str) -> int:
+    """A number above zero."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
+    return int(text)
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `trace` to the command line."""
+    parser = commands.add_parser(
+        "trace",
+        help="follow one flow and say where it died",
+        description="Follow one flow through this node: hop by hop, with NAT, the place where it died, the rule to "
+        "blame and the fix. Ends on --count, --timeout or Ctrl-C with the report.",
+        epilog="example: k8snet trace --from shop/cart --to svc/shop/payments:http --send 3",
+    )
+    parser.add_argument("--from", dest="from_", required=True, metavar="A", help="client: [ns/][kind/]name or IP")
+    parser.add_argument("--to", required=True, metavar="B[:PORT]", help="server: pod, service or IP, with its port")
+    parser.add_argument("-n", "--namespace", metavar="NS", help="namespace of names that have none")
+    parser.add_argument(
+        "--inventory", metavar="FILE", help="kubectl get pods,services,endpointslices,nodes -A -o json > FILE"
+    )
+    parser.add_argument("--protocol", choices=_PROTOCOLS, help="default: the service port's, else any")
+    parser.add_argument("--count", type=count, metavar="N", help="end after N connections")
+    parser.add_argument("--timeout", type=duration, metavar="6s", help="end after this time")
+    parser.add_argument("--send", type=count, metavar="N", help="make N connections from inside the client's netns")
+    parser.add_argument("--dns", metavar="NAME", help="with --send: ask for this name (UDP)")
+    parser.add_argument(
+        "--wait", type=duration, default=3.0, metavar="3s", help="unanswered after this time (default 3s)"
+    )
+    parser.add_argument(
+        "--read-only", action="store_true", help="change nothing on the node; rules are then named by counters only"
+    )
+    parser.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> Exit:
+    """Trace, print the report, and say by the exit code how it went."""
+    if os.geteuid() != 0:
+        raise K8snetError("k8snet trace needs root", f"sudo k8snet {shlex.join(sys.argv[1:])}")
+    from k8snet.cluster.interfaces import look
+    from k8snet.trace import netns_of, run_trace
+
+    request = request_of(args)
+    try:
+        world = look(request.inventory)
+    except PermissionError:
+        raise K8snetError(
+            "k8snet trace enters network namespaces, and may not: it has no CAP_SYS_ADMIN",
+            "run it as root of the host, outside of an unprivileged container",
+        ) from None
+    locate(request, netns_of(world, request.client.addresses[0]) is not None, args)
+    with _watcher(args, request) as watcher:
+        report = run_trace(request, world, watcher)
+    print_report(report, args.output)
+    return exit_code(report)
+
+
+def request_of(args: argparse.Namespace) -> Request:
+    """The names and numbers of the command line, resolved and checked against each other."""
+    from k8snet.cluster import names
+    from k8snet.cluster.file import load
+    from k8snet.cluster.inventory import Inventory
+    from k8snet.trace import Request
+
+    inventory = load(args.inventory) if args.inventory else Inventory()
+    client = names.resolve_from(args.from_, inventory, args.namespace)
+    asked = args.protocol.upper() if args.protocol in ("tcp", "udp") else None
+    server = names.resolve_to(args.to, inventory, args.namespace, asked)
+    its_own = server.protocol.lower() if server.protocol else None
+    protocol = args.protocol or its_own
+    if protocol not in (None, *_PROTOCOLS):
+        raise K8snetError(
+            f"{args.to!r} is a port of {server.protocol}, which is not traced yet", "name a TCP or UDP port"
+        )
+    if asked and its_own not in (None, args.protocol):
+        raise K8snetError(f"{args.to!r} is a port of {server.protocol}, not of {asked}", "leave out --protocol")
+    if args.dns is not None:
+        if protocol not in (None, "udp"):
+            raise K8snetError(f"--dns asks over UDP, not over {protocol}", "leave out --protocol, or name the UDP port")
+        if not args.send:
+            raise K8snetError("--dns says what to send, and nothing is to be sent", "add --send 1")
+        protocol = "udp"
+        _check_dns_name(args.dns)
+    if protocol is None and args.send:
+        protocol = "tcp" if server.port else "icmp"
+    return Request(
+        client=client,
+        server=server,
+        inventory=inventory,
+        protocol=protocol,
+        count=args.count,
+        timeout=args.timeout,
+        send=args.send or 0,
+        dns=args.dns,
+        wait=args.wait,
+        read_only=args.read_only,
+    )
+
+
+def _check_dns_name(name: str) -> None:
+    labels = name.rstrip(".").split(".")
+    if len(name) > 253 or not all(0 < len(label) <= 63 and label.isascii() for label in labels):
+        raise K8snetError(f"{name!r} is not a DNS name", "write a name such as web.shop.svc.cluster.local")
+
+
+def locate(request: Request, here: bool, args: argparse.Namespace) -> None:
+    """A client pod that is not on this machine can't be traced here: say where it is."""
+    pod = request.client.pod
+    if here or pod is None:
+        return
+    where = f"node {pod.node}" if pod.node else "another node"
+    raise K8snetError(
+        f"pod {pod.key} is not on this node: it runs on {where}",
+        f"run the same command there: k8snet {shlex.join(sys.argv[1:])}",
+    )
+
+
+def _watcher(args: argparse.Namespace, request: Request) -> AbstractContextManager[Watcher]:
+    if args.output == "jsonl":
+        from k8snet.render.document import HopLines
+
+        return nullcontext(HopLines(sys.stdout))
+    from k8snet.render.live import Live
+
+    return Live(f"{request.client.text} → {request.server.text}")
+
+
+def print_report(report: Report, output: str) -> None:
+    """The report on stdout, in the form that was asked for."""
+    if output in ("json", "jsonl"):
+        from k8snet.render import document
+
+        print(document.dumps(report, one_line=output == "jsonl"))
+        return
+    from k8snet.render import text
+
+    text.show(report, sys.stdout, wide=output == "wide")
+
+
+def exit_code(report: Report) -> Exit:
+    """0 healthy, 1 a problem was found, 3 inconclusive."""
+    from k8snet.report import Severity, Verdict
+
+    if any(f.severity is Severity.FAIL for f in report.findings):
+        return Exit.PROBLEM
+    return Exit.OK if report.verdict is Verdict.DELIVERED else Exit.INCONCLUSIVE

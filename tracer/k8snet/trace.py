@@ -1,0 +1,413 @@
+"""One trace, from names to a Report: the only module where the pipeline's stages meet.
+
+source (ring buffer, rule messages) → decode → correlate → diagnose → summarise. The kernel is asked at the near end
+(`k8snet.kernel`), the reader is told at the far end (a `Watcher`); in between are values. What is changed on the node
+while it runs (a table of our own that marks packets for rule tracing) is the business of `RuleTrace` and its guardian.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from k8snet.cluster.interfaces import Role, World
+from k8snet.cluster.inventory import Inventory
+from k8snet.cluster.targets import Target
+from k8snet.errors import K8snetError
+from k8snet.event import Address, BadRecordError, Event
+from k8snet.findings.case import Case, Surroundings
+from k8snet.flow.correlate import Correlator
+from k8snet.flow.model import AT_DEVICE, Flow, Packet
+from k8snet.flow.path import Surface, hops
+from k8snet.kernel.loader import Filter, ProbeStatus, Tracer
+from k8snet.kernel.netns import Netns, opened
+from k8snet.kernel.symbols import Symbols
+from k8snet.report import FlowView, Hop, Party, Report
+from k8snet.send import Sender, Traffic
+from k8snet.summary import PROTOCOLS, summarise
+
+if TYPE_CHECKING:
+    from k8snet.kernel.blame import Blame
+
+DRAIN_EVERY: Final = 0.005  # seconds; a wakeup per event is the one real cost in user space
+JUDGE_EVERY: Final = 0.05
+ANSWERED_NS: Final = 50_000_000  # lets the rest of a handshake be drawn
+# After a drop TCP tries again within a second: the second look may name the rule, or show that it was a passing thing.
+RETRY_NS: Final = 1_200_000_000
+QUIET_NS: Final = 300_000_000
+LINGER: Final = 0.05  # seconds, for the last events of the last packet
+NUMBERS: Final = {name: number for number, name in PROTOCOLS.items()}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to trace, and for how long."""
+
+    client: Target
+    server: Target
+    inventory: Inventory
+    protocol: str | None = None  # tcp, udp, icmp; None: as the target says, else tcp when we send, else any
+    count: int | None = None  # connections
+    timeout: float | None = None  # seconds
+    send: int = 0
+    dns: str | None = None
+    wait: float = 3.0  # seconds until a silent connection counts as unanswered
+    read_only: bool = False
+    tiers: tuple[int, ...] = (1, 2)
+
+
+class Watcher(Protocol):
+    """Who looks on while a trace runs (`k8snet.render.live`)."""
+
+    def ready(self) -> None:
+        """All probes are attached: what happens from now on is seen."""
+
+    def hop(self, direction: str, packet: str, hop: Hop) -> None:
+        """A packet was seen at another device."""
+
+    def note(self, text: str) -> None:
+        """Something about the trace itself."""
+
+    def counts(self, connections: int, answered: int, lost: int) -> None:
+        """How far it has got."""
+
+
+class Nobody:
+    """A watcher that looks away."""
+
+    def ready(self) -> None:
+        """Nothing."""
+
+    def hop(self, direction: str, packet: str, hop: Hop) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def counts(self, connections: int, answered: int, lost: int) -> None:
+        """Nothing."""
+
+
+class _Names:
+    """The running kernel's names as the findings want them: plain text, empty where there is none."""
+
+    def __init__(self) -> None:
+        self._symbols = Symbols()
+
+    def drop_reason(self, number: int) -> str:
+        # A kernel without reasons is not one that left the reason open: its findings rest on the symbol.
+        return self._symbols.drop_reason(number) if self._symbols.drop_reasons else ""
+
+    def symbol(self, address: int) -> str:
+        found = self._symbols.symbol(address)
+        return found.function if found else ""
+
+
+@dataclass
+class _Run:
+    """The state of one trace while it runs."""
+
+    request: Request
+    world: World
+    names: _Names
+    client_netns: Netns | None
+    backend_netns: dict[Address, int]
+    surface: Surface
+    correlator: Correlator
+    pending: list[Event] = field(default_factory=list)
+    settled: dict[int, bool] = field(default_factory=dict)  # id(flow) -> answered: not looked at again while we wait
+    bad_records: int = 0
+
+    def surroundings(self) -> Surroundings:
+        return Surroundings(
+            inventory=self.request.inventory,
+            owners=self.surface.owners,
+            kernel=self.names,
+            client_netns=self.client_netns.inum if self.client_netns else None,
+            backend_netns=self.backend_netns,
+        )
+
+
+def run_trace(request: Request, world: World, watcher: Watcher | None = None) -> Report:
+    """Trace until `count`, `timeout` or Ctrl-C, and report. Raises K8snetError for what the user can mend."""
+    watcher = watcher or Nobody()
+    run = _prepare(request, world)
+    sender = _sender(request, run)  # raises for what cannot be sent, before anything is touched
+    notes: list[str] = []
+    with ExitStack() as stack:
+        tracer = stack.enter_context(Tracer(_filter(request, world), tiers=request.tiers))
+        notes += _unattached(tracer.start())
+        blame = stack.enter_context(_blame(request, run))
+        watcher.ready()
+        if sender is not None:
+            sender.start()
+        interrupted = False
+        try:
+            _watch(run, tracer, blame, sender, watcher)
+        except KeyboardInterrupt:
+            interrupted = True
+        if sender is not None:
+            sender.stop()
+        time.sleep(LINGER)
+        _take(run, tracer, blame, watcher, everything=True)
+        lost = {name: count for name, count in tracer.lost().items() if count}
+        if run.bad_records:
+            lost["undecodable"] = run.bad_records
+        lost |= blame.lost()
+        report = _report(run, blame, lost, notes, sender)
+        if interrupted and not report.connections:
+            raise KeyboardInterrupt
+        return report
+
+
+def _prepare(request: Request, world: World) -> _Run:
+    client_netns = netns_of(world, request.client.addresses[0]) if request.client.addresses else None
+    backends = {address for address, _ in request.server.backends} | set(request.server.addresses)
+    backend_netns = {a: n.inum for a in backends if (n := netns_of(world, a)) is not None}
+    backend_netns |= {a: client_netns.inum for a in request.client.addresses if client_netns is not None}
+    parties = set(backend_netns.values()) | ({client_netns.inum} if client_netns else set())
+    return _Run(
+        request=request,
+        world=world,
+        names=_Names(),
+        client_netns=client_netns,
+        backend_netns=backend_netns,
+        surface=Surface(world.owners, frozenset(parties)),
+        correlator=Correlator(request.client.addresses),
+    )
+
+
+def netns_of(world: World, address: Address) -> Netns | None:
+    """The netns that has this address; a pod's before a node's, None when it is not on this machine."""
+    found = [i.netns for i in world.interfaces if any(a.ip == address for a in i.addresses)]
+    found.sort(key=lambda inum: world.owner(inum).role is not Role.POD)
+    return world.netns.get(found[0]) if found else None
+
+
+def _on_the_way(world: World, parties: Iterable[int]) -> tuple[Netns, ...]:
+    """The parties' own netns and those at the other ends of their veths: their nodes."""
+    inums = dict.fromkeys(parties)
+    peers = (world.peer(i) for inum in list(inums) for i in world.inside.get(inum, ()))
+    inums |= dict.fromkeys(peer.netns for peer in peers if peer is not None)
+    return tuple(world.netns[inum] for inum in inums if inum in world.netns)
+
+
+def _filter(request: Request, world: World) -> Filter:
+    server = request.server
+    peers = dict.fromkeys([*server.addresses, *(e.ip for e in server.all_endpoints)])
+    ports: list[int] = []
+    if server.port is not None:
+        ports = list(dict.fromkeys([server.port, *(port for _, port in server.backends)]))
+    return Filter(
+        clients=request.client.addresses,
+        peers=tuple(peers),
+        protocol=NUMBERS[request.protocol] if request.protocol else 0,
+        ports=tuple(ports) if request.protocol != "icmp" else (),
+    )
+
+
+def _unattached(statuses: Iterable[ProbeStatus]) -> list[str]:
+    """One line for what the chosen probes cannot show; tier 2 is never missed by a verdict."""
+    missing = [s for s in statuses if not s.attached and s.probe.tier == 1 and s.probe.default]
+    return [f"probe {s.probe.name} not attached ({s.why}): {s.probe.loss}" for s in missing]
+
+
+def _blame(request: Request, run: _Run) -> Blame:
+    """Who names the rules: in every netns on the way that can have some."""
+    from k8snet.kernel.blame import Blame
+    from k8snet.kernel.ruletrace import Match
+
+    server = request.server
+    match = Match(
+        protocol=NUMBERS[request.protocol] if request.protocol else 0,
+        clients=request.client.addresses,
+        servers=tuple((address, server.port) for address in server.addresses),
+        backends=tuple((e.ip, e.port) for e in server.all_endpoints),
+    )
+    return Blame(_on_the_way(run.world, run.surface.parties), match, read_only=request.read_only)
+
+
+def _sender(request: Request, run: _Run) -> Sender | None:
+    if not request.send:
+        return None
+    if run.client_netns is None:
+        raise K8snetError(
+            f"{request.client.text} is not on this node, so nothing can be sent from it",
+            "run k8snet on the pod's node, or leave out --send and make the connection yourself",
+        )
+    protocol = NUMBERS[request.protocol or "tcp"]
+    port = request.server.port or 0
+    if protocol != socket.IPPROTO_ICMP and not port:
+        raise K8snetError(
+            f"--send needs a port, and {request.server.text} names none",
+            f"write --to {request.server.text}:PORT, or add --protocol icmp",
+        )
+    traffic = Traffic(request.server.addresses[0], port, protocol, request.send, wait=request.wait, dns=request.dns)
+    return Sender(run.client_netns, traffic)
+
+
+def _watch(run: _Run, tracer: Tracer, blame: Blame, sender: Sender | None, watcher: Watcher) -> None:
+    """Take events until the trace has what it was asked for."""
+    request = run.request
+    wanted = request.send or request.count
+    began = judged = time.monotonic()
+    deadline = began + request.timeout if request.timeout is not None else None
+    while True:
+        _take(run, tracer, blame, watcher)
+        now = time.monotonic()
+        if deadline is not None and now >= deadline:
+            return
+        if now - judged >= JUDGE_EVERY:
+            judged = now
+            connections = _settle(run)
+            settled = len(run.settled)
+            watcher.counts(connections, sum(run.settled.values()), sum(tracer.lost().values()))
+            if sender is not None and not sender.is_alive():
+                if sender.error is not None and not sender.attempts:
+                    raise K8snetError(
+                        f"nothing could be sent from {request.client.text}: {sender.error.strerror}",
+                        "the pod may have ended: see `k8snet map`",
+                    )
+                if settled >= connections and (connections or now - began >= request.wait):
+                    return
+            elif sender is None and wanted and settled >= wanted:
+                return
+        time.sleep(DRAIN_EVERY)
+
+
+def _settle(run: _Run) -> int:
+    """Note which connections have come to their end; returns how many there are."""
+    flows = _connections(run)
+    around = run.surroundings()
+    for flow in flows:
+        if id(flow) not in run.settled and _settled(case := Case(flow, around), time.monotonic_ns(), run.request.wait):
+            run.settled[id(flow)] = case.answered
+    return len(flows)
+
+
+def _settled(case: Case, now_ns: int, wait: float) -> bool:
+    """Nothing more is to be expected of this flow."""
+    packets = case.flow.packets
+    if not packets:
+        return False
+    quiet = now_ns - max(p.last.ktime_ns for p in packets)
+    age = now_ns - packets[0].first.ktime_ns
+    if case.answered or case.refused_by is not None:
+        return quiet >= ANSWERED_NS
+    if case.deaths:
+        return (age >= RETRY_NS and quiet >= QUIET_NS) or age >= wait * 1e9
+    return age >= wait * 1e9
+
+
+def _take(run: _Run, tracer: Tracer, blame: Blame, watcher: Watcher, *, everything: bool = False) -> None:
+    """Decode what the kernel has for us and give it to the correlator in the order of time."""
+    blame.drain()
+    while records := tracer.drain():
+        for record in records:
+            try:
+                run.pending.append(Event.decode(record))
+            except BadRecordError:
+                run.bad_records += 1
+        if not everything and len(run.pending) > 100_000:
+            break
+    if not run.pending:
+        return
+    events = sorted(run.pending, key=lambda e: e.ktime_ns)
+    run.pending = []
+    for event in events:
+        packet = run.correlator.feed(event)
+        if packet is not None and event.probe in AT_DEVICE:
+            _show(run, packet, watcher)
+
+
+def _show(run: _Run, packet: Packet, watcher: Watcher) -> None:
+    from k8snet.findings.catalogue import label
+
+    if isinstance(watcher, Nobody):
+        return
+    way = hops(packet, run.surface)
+    if way:
+        watcher.hop(packet.direction.value, label(packet), way[-1])
+
+
+def _connections(run: _Run) -> list[Flow]:
+    """The flows that the user asked for: those that went to the address and port that was named."""
+    server = run.request.server
+    protocol = NUMBERS[run.request.protocol] if run.request.protocol else 0
+    own = {*server.addresses, *(address for address, _ in server.backends)}
+    return [
+        f
+        for f in run.correlator.flows
+        if (not protocol or f.original.protocol == protocol) and (f.original.daddr in own or not own) and f.requests
+    ]
+
+
+def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[str], sender: Sender | None) -> Report:
+    from k8snet.kernel.blame import Drop, chains
+
+    run.correlator.attach_rules(blame.steps)
+    flows = _connections(run)
+    facts = blame.facts()
+    around = replace(
+        run.surroundings(),
+        lost=sum(lost.values()),
+        settings=facts.settings,
+        rises=facts.rises,
+        listening=facts.listening,
+        enter=facts.enter,
+    )
+    deaths = [d for flow in flows for d in Case(flow, around).deaths if d.netfilter]
+    around = replace(around, rules=blame.name([Drop(id(d.packet), d.event, d.packet.rules) for d in deaths]))
+    cases = [Case(flow, around) for flow in flows]
+    nat_chains = {id(p): text for f in flows for p in f.requests if (text := chains(p.rules))}
+    return summarise(
+        cases,
+        run.surface,
+        _asked(run),
+        lost=lost,
+        rule_naming=blame.how,
+        chains=nat_chains,
+        notes=(*notes, *blame.notes, *_gone(run), *_said(sender)),
+    )
+
+
+def _gone(run: _Run) -> list[str]:
+    """Parties that went away while we looked."""
+    gone = []
+    for address, inum in run.backend_netns.items():
+        try:
+            os.close(opened(run.world.netns[inum]))
+        except OSError:
+            pod = run.request.inventory.pod_by_ip.get(address)
+            gone.append(f"{f'pod/{pod.key}' if pod else address} went away during the trace")
+    return gone
+
+
+def _said(sender: Sender | None) -> list[str]:
+    """What the client's own socket was told, in one line."""
+    if sender is None or not sender.attempts:
+        return []
+    results = [a.result for a in sender.attempts]
+    counts = ", ".join(f"{results.count(r)} {r}" for r in dict.fromkeys(results))
+    ended = f"; then sending failed: {sender.error.strerror}" if sender.error is not None else ""
+    return [f"sent {len(results)} from the client's netns: {counts}{ended}"]
+
+
+def _asked(run: _Run) -> FlowView:
+    request = run.request
+
+    def side(target: Target) -> Party:
+        return Party(
+            ip=str(target.addresses[0]) if target.addresses else "any",
+            port=target.port,
+            pod=target.pod.key if target.pod else None,
+            node=target.pod.node if target.pod else None,
+            service=target.service.key if target.service else None,
+        )
+
+    return FlowView(side(request.client), side(request.server), None, request.protocol or "any")

@@ -1,0 +1,11 @@
+"""For all suites: makes `tests` a source root, so that a test can say `from unit.story import ...`.
+
+Not by pytest's `pythonpath`, which would also be the place to hide the installed package from its own tests.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
  * From a match to a record in the ring buffer. `event_for_skb` fills what every skb has, `event_for_socket` what every
- * socket has; the program adds its own and submits. Nothing is reserved before the filter has said yes. User space is
- * never woken: it drains every few milliseconds, a wakeup per event would cost it 25 us each.
+ * socket has; the program adds its own and submits. Nothing is zeroed or filled before the filter has said yes. User
+ * space is never woken: it drains every few milliseconds, a wakeup per event would cost it 25 us each.
  */
 #ifndef K8SNET_EMIT_H
 #define K8SNET_EMIT_H
@@ -22,14 +22,10 @@ volatile __u64 lost[PROBE_MAX] = {};
 const struct event *event_anchor __attribute__((unused));
 const enum probe_id *probe_id_anchor __attribute__((unused));
 
-static __always_inline struct event *reserve_event(enum probe_id probe)
+static __always_inline struct event *new_event(struct work *work, enum probe_id probe)
 {
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	struct event *e = &work->event;
 
-	if (!e) {
-		__sync_fetch_and_add(&lost[probe], 1);
-		return NULL;
-	}
 	__builtin_memset(e, 0, sizeof(*e));
 	e->ktime_ns = bpf_ktime_get_ns();
 	e->cpu = bpf_get_smp_processor_id();
@@ -41,7 +37,8 @@ static __always_inline struct event *reserve_event(enum probe_id probe)
 
 static __always_inline void submit(struct event *e)
 {
-	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	if (bpf_ringbuf_output(&events, e, sizeof(*e), BPF_RB_NO_WAKEUP))
+		__sync_fetch_and_add(&lost[e->probe % PROBE_MAX], 1);
 }
 
 static __always_inline void fill_device(struct event *e, const struct net_device *dev)
@@ -121,21 +118,19 @@ static __always_inline void fill_skb(struct event *e, const struct sk_buff *trus
 /* Out of line, so that what a packet of others runs through fits into a few cache lines. */
 static __noinline struct event *matched_event(enum probe_id probe, const struct sk_buff *skb, __u64 at)
 {
-	struct match *m = match_skb(probe, skb, at);
+	struct work *work = work_of(probe);
 	struct event *e;
 
-	if (!m)
+	if (!work || !match(&work->match, skb, at))
 		return NULL;
-	e = reserve_event(probe);
-	if (!e)
-		return NULL;
+	e = new_event(work, probe);
 	fill_skb(e, skb);
-	fill_packet(e, m);
-	fill_conntrack(e, m, skb);
+	fill_packet(e, &work->match);
+	fill_conntrack(e, &work->match, skb);
 	return e;
 }
 
-/* The event of an skb whose IP header is at `at`; NULL when it is not ours, or lost. */
+/* The event of an skb whose IP header is at `at`; NULL when it is not ours. */
 static __always_inline struct event *event_for_skb(enum probe_id probe, const struct sk_buff *skb, __u64 at)
 {
 	return may_match(skb, at) ? matched_event(probe, skb, at) : NULL;
@@ -173,20 +168,36 @@ static __always_inline void socket_tuple(struct tuple *t, const struct sock_comm
 	*(__u32 *)t->daddr = sk->skc_daddr;
 }
 
-/* The event of a socket; NULL when it is not ours, or lost. */
+/* The event of a socket; NULL when it is not ours. */
 static __always_inline struct event *event_for_socket(enum probe_id probe, const struct sock_common *sk, __u8 protocol)
 {
+	struct work *work = work_of(probe);
 	struct event *e;
-	struct tuple t __attribute__((aligned(8)));
+	struct tuple *t;
 
-	socket_tuple(&t, sk, protocol);
-	if (!(protocol_matches(&t) && ports_match(&t) && addresses_match(&t)) && !is_learned(&t))
+	if (!work)
 		return NULL;
-	e = reserve_event(probe);
-	if (!e)
+	t = &work->match.orig;
+	socket_tuple(t, sk, protocol);
+	if (!(protocol_matches(t) && ports_match(t) && addresses_match(t)) && !is_learned(t))
 		return NULL;
-	e->packet = t;
+	e = new_event(work, probe);
+	e->packet = *t;
 	e->netns = UNTRUSTED(struct sock_common, sk)->skc_net.net->ns.inum;
+	return e;
+}
+
+/* The event of something that is neither, for `packet` as far as it is known; NULL never but in theory. */
+static __always_inline struct event *event_for(enum probe_id probe, const struct tuple *packet)
+{
+	struct work *work = work_of(probe);
+	struct event *e;
+
+	if (!work)
+		return NULL;
+	e = new_event(work, probe);
+	if (packet)
+		e->packet = *packet;
 	return e;
 }
 

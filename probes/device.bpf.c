@@ -33,7 +33,7 @@ int BPF_PROG(net_dev_xmit, struct sk_buff *skb, int rc, struct net_device *dev, 
 
 	if (!rc)
 		return 0;
-	e = reserve_event(PROBE_NET_DEV_XMIT);
+	e = event_for(PROBE_NET_DEV_XMIT, NULL);
 	if (!e)
 		return 0;
 	e->skb = (__u64)skb;

@@ -39,21 +39,9 @@ int kfree_skb(__u64 *ctx)
 SEC("tp_btf/consume_skb")
 int BPF_PROG(consume_skb, struct sk_buff *skb)
 {
-	__u64 at = network_header(skb);
-	struct event *e;
-	struct match *m;
+	struct event *e = event_for_skb(PROBE_CONSUME_SKB, skb, network_header(skb));
 
-	if (!may_match(skb, at))
-		return 0;
-	m = match_skb(PROBE_CONSUME_SKB, skb, at);
-	if (!m || m->encap || m->first.tuple.protocol != IPPROTO_TCP ||
-	    (m->first.tcp_flags & 0x12) != 0x02) /* SYN without ACK */
-		return 0;
-	e = reserve_event(PROBE_CONSUME_SKB);
-	if (!e)
-		return 0;
-	fill_skb(e, skb);
-	fill_packet(e, m);
-	submit(e);
+	if (e && e->packet.protocol == IPPROTO_TCP && (e->tcp_flags & 0x12) == 0x02) /* SYN without ACK */
+		submit(e);
 	return 0;
 }

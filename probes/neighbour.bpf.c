@@ -11,7 +11,7 @@ static __always_inline int trace_neighbour(enum probe_id probe, const struct nei
 	const struct neighbour *n = UNTRUSTED(struct neighbour, trusted);
 	const __u8 *key = (const __u8 *)n + bpf_core_field_offset(n->primary_key);
 	int family = n->tbl->family;
-	struct tuple t = {};
+	struct tuple t __attribute__((aligned(8))) = {};
 	struct event *e;
 
 	if (family == AF_INET)
@@ -23,10 +23,9 @@ static __always_inline int trace_neighbour(enum probe_id probe, const struct nei
 	t.family = family;
 	if (!is_client(t.daddr, family) && (any_peer || !is_peer(t.daddr)))
 		return 0;
-	e = reserve_event(probe);
+	e = event_for(probe, &t);
 	if (!e)
 		return 0;
-	e->packet = t;
 	e->code = n->nud_state;
 	fill_device(e, n->dev);
 	submit(e);

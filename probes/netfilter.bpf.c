@@ -13,12 +13,16 @@ SEC("fentry/nf_hook_slow")
 int BPF_PROG(nf_hook_slow, struct sk_buff *skb, struct nf_hook_state *state)
 {
 	struct deciding note = {};
+	struct work *work;
 	__u64 key = (__u64)skb, at = network_header(skb);
 
 	/* A bridge's hooks have numbers of their own and run the inet hooks inside. */
 	if (state->pf != AF_INET && state->pf != AF_INET6)
 		return 0;
-	if (!may_match(skb, at) || !match_skb(PROBE_NF_HOOK_SLOW, skb, at))
+	if (!may_match(skb, at))
+		return 0;
+	work = work_of(PROBE_NF_HOOK_SLOW);
+	if (!work || !match(&work->match, skb, at))
 		return 0;
 	note.hook = hook_of(state);
 	if (bpf_map_update_elem(&deciding, &key, &note, BPF_ANY))

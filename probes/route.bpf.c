@@ -10,7 +10,7 @@ SEC("tp_btf/fib_table_lookup")
 int BPF_PROG(fib_table_lookup, __u32 table, const struct flowi4 *flow, const struct fib_nh_common *nexthop, int err)
 {
 	__u32 saddr = flow->saddr, daddr = flow->daddr;
-	struct tuple t = {};
+	struct tuple t __attribute__((aligned(8))) = {};
 	struct event *e;
 
 	if (!has_client4(saddr, daddr))
@@ -21,10 +21,9 @@ int BPF_PROG(fib_table_lookup, __u32 table, const struct flowi4 *flow, const str
 	t.family = AF_INET;
 	if (!addresses_match(&t))
 		return 0;
-	e = reserve_event(PROBE_FIB_TABLE_LOOKUP);
+	e = event_for(PROBE_FIB_TABLE_LOOKUP, &t);
 	if (!e)
 		return 0;
-	e->packet = t;
 	e->code = err;
 	e->skb_iif = flow->__fl_common.flowic_iif;
 	if (nexthop) {

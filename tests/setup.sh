@@ -92,7 +92,9 @@ if [[ $group == base ]]; then
     # One that was half made, or whose Python has gone, is not repaired but made anew.
     .venv/bin/python -c 'import pip' 2>/dev/null || "$python3" -m venv --clear .venv
     say "installing the project and its tools into .venv ($("$python3" --version))"
-    retry .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' ||
+    retry .venv/bin/python -m pip install --disable-pip-version-check --editable '.[dev]' >build/setup/pip.log 2>&1 || {
+        grep -v '^WARNING:' build/setup/pip.log | tail -25 >&2
         die "pip could not install the project (see above)" ".venv/bin/python -m pip install --editable '.[dev]'"
+    }
 fi
 printf '%s\n' "$inputs" >"$stamp"

@@ -308,11 +308,17 @@ def wait_until_gone() -> None:
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    """No lab before the test, none after it."""
+    """No lab before the test, none of ours after it."""
+    assert labs.current() is None, "a lab is up: k8snet lab down"
     wait_until_gone()
+    STARTED[:] = [os.getpid()]
     yield
-    labs.down()
+    state = labs.current()
+    if state is None or state.owner in STARTED:
+        labs.down()
 
+
+STARTED: list[int] = []  # processes that may own a lab of the running test
 
 PROGRAM = """
 import signal, sys
@@ -327,13 +333,15 @@ if len(sys.argv) == 2:
 
 def other(*arguments: str) -> subprocess.Popen[str]:
     """Another command with a lab."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *(arguments or ("iptables-nft",))],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
+    STARTED.append(process.pid)
+    return process
 
 
 def is_up(process: subprocess.Popen[str]) -> None:
@@ -373,7 +381,7 @@ def test_down_twice_is_down(alone: None) -> None:
 
 @pytest.mark.parametrize(("backend", "topology"), [("ipvs", "bridge"), ("iptables-nft", "torus")])
 def test_what_the_lab_cannot_be_is_refused(alone: None, backend: str, topology: str) -> None:
-    with pytest.raises(K8snetError, match="ipvs|torus"):
+    with pytest.raises(K8snetError, match=r"ipvs|torus"):
         Lab.up(backend, topology)
     assert not labs.leftovers()
 
@@ -389,6 +397,14 @@ def test_a_lab_that_was_left_up_outlives_its_command_and_others_take_it_down(alo
     assert labs.down()
     assert not labs.leftovers()
     assert not ours()
+
+
+def test_a_lab_knows_that_another_command_took_it_down(alone: None) -> None:
+    with Lab.up() as lab:
+        assert lab.is_up
+        labs.down()
+        assert not lab.is_up
+    assert not labs.leftovers()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -31,7 +32,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo pyte
 PACKETS = 23  # a prime: no two mistakes make it up
 PREFIX = f"probes-{os.getpid()}-"  # not the lab's, whose clean-up would take it away
 UDP_PORT, TCP_PORT = 9053, 9080
-NAMES = ("client", "node", "server", "node2")
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,26 @@ V6 = Family(
     forwarding="ipv6/conf/all/forwarding",
     number=socket.AF_INET6,
 )
+SILENT = ip_address("10.214.2.77")  # on the server's link, and nobody has it
 families = pytest.mark.parametrize("family", [pytest.param(V4, id="ipv4"), pytest.param(V6, id="ipv6")])
 
 
-def command(*words: str) -> str:
+def command(*words: str, given: str = "") -> str:
     """Standard output of a command that must succeed."""
-    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    done = subprocess.run(words, input=given, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
     return done.stdout
 
 
-def inside(name: str, *words: str) -> str:
+def inside(name: str, *words: str, given: str = "") -> str:
     """The same, in a netns of the network."""
-    return command("ip", "netns", "exec", PREFIX + name, *words)
+    return command("ip", "netns", "exec", PREFIX + name, *words, given=given)
 
 
-def ip(name: str, *words: str) -> str:
-    """iproute2, in a netns of the network."""
-    return command("ip", "-n", PREFIX + name, *words)
+def ip(name: str, *lines: str) -> None:
+    """Commands of iproute2 in a netns of the network, in one go: starting a program is slow in a virtual machine."""
+    command("ip", "-n", PREFIX + name, "-batch", "-", given="\n".join(lines))
 
 
 def path(name: str) -> str:
@@ -107,15 +108,7 @@ def sysctl(name: str, key: str, value: str) -> None:
 
 def nft(name: str, rules: str) -> None:
     """Load rules into a netns of the network."""
-    done = subprocess.run(
-        ["ip", "netns", "exec", PREFIX + name, "nft", "-f", "-"],
-        input=rules,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+    inside(name, "nft", "-f", "-", given=rules)
 
 
 def counted(name: str) -> int:
@@ -125,46 +118,54 @@ def counted(name: str) -> int:
     return int(packets)
 
 
-def delete() -> None:
+def create(*names: str) -> None:
+    """Namespaces in which an IPv6 address is of use at once, and nobody asks for routers."""
+    for name in names:
+        command("ip", "netns", "add", PREFIX + name)
+        sysctl(name, "ipv6/conf/default/accept_dad", "0")
+        sysctl(name, "ipv6/conf/default/router_solicitations", "0")
+        ip(name, "link set lo up")
+
+
+def delete(*names: str) -> None:
     """Remove the namespaces that exist."""
-    for name in NAMES:
+    for name in names:
         if Path(path(name)).exists():
             command("ip", "netns", "del", PREFIX + name)
 
 
-def wire(one: str, one_device: str, other: str, other_device: str) -> None:
-    """A veth between two namespaces, up at both ends."""
-    ends = ("type", "veth", "peer", "name", other_device, "netns", PREFIX + other)
-    command("ip", "link", "add", one_device, "netns", PREFIX + one, *ends)
-    for name, device in ((one, one_device), (other, other_device)):
-        # No duplicate address detection: an IPv6 address is to be of use at once.
-        sysctl(name, f"ipv6/conf/{device}/accept_dad", "0")
-        sysctl(name, f"ipv6/conf/{device}/router_solicitations", "0")
-        ip(name, "link", "set", device, "up")
+def veth(device: str, other: str, other_device: str) -> str:
+    """iproute2's words for a veth from a device here to one in another netns."""
+    return f"link add {device} type veth peer name {other_device} netns {PREFIX}{other}"
 
 
-@pytest.fixture
-def network() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def wired() -> Iterator[None]:
     """client/eth0 -- to-client/node/to-server -- eth0/server, routed, both families."""
-    delete()
     try:
-        for name in NAMES[:3]:
-            command("ip", "netns", "add", PREFIX + name)
-            ip(name, "link", "set", "lo", "up")
-        wire("client", "eth0", "node", "to-client")
-        wire("server", "eth0", "node", "to-server")
+        create("client", "node", "server")
+        ip("node", veth("to-client", "client", "eth0"), veth("to-server", "server", "eth0"))
+        for name, device in (("client", "eth0"), ("server", "eth0"), ("node", "to-client"), ("node", "to-server")):
+            ip(name, f"link set {device} up")
         for family in (V4, V6):
             for pod, device, address, gateway in (
                 ("client", "to-client", family.client, family.client_gateway),
                 ("server", "to-server", family.server, family.server_gateway),
             ):
-                ip(pod, "addr", "add", f"{address}/{family.bits}", "dev", "eth0")
-                ip("node", "addr", "add", f"{gateway}/{family.bits}", "dev", device)
-                ip(pod, "route", "add", "default", "via", str(gateway))
+                ip("node", f"addr add {gateway}/{family.bits} dev {device}")
+                ip(pod, f"addr add {address}/{family.bits} dev eth0", f"route add default via {gateway}")
             sysctl("node", family.forwarding, "1")
         yield
     finally:
-        delete()
+        delete("client", "node", "server")
+
+
+@pytest.fixture
+def network(wired: None) -> Iterator[None]:
+    """The network, with no rule in it before and after."""
+    yield
+    for name in ("client", "node", "server"):
+        nft(name, "flush ruleset")
 
 
 @dataclass
@@ -180,6 +181,12 @@ class Trace:
         for entry in self.status:
             if entry.probe.id in probes and not entry.attached:
                 pytest.skip(f"{entry.probe.name}: {entry.why}")
+
+    def forgetting(self) -> Trace:
+        """This trace, with what has happened up to now thrown away."""
+        self.tracer.drain()
+        self.events = []
+        return self
 
     def drain(self) -> list[Event]:
         """Everything so far."""
@@ -204,6 +211,35 @@ def tracing(wanted: Filter, *also: ProbeId, ring_bytes: int = 1 << 20) -> Iterat
             assert tracer.lost() == {}
 
 
+# Loading the probes is what takes time in a virtual machine: tests share these two unless the filter is their subject.
+
+
+@pytest.fixture(scope="module")
+def _datagrams(wired: None) -> Iterator[Trace]:
+    peers = (V4.server, V6.server, V4.stranger, V6.stranger)
+    with tracing(Filter((V4.client, V6.client), peers, socket.IPPROTO_UDP, (UDP_PORT, 53))) as trace:
+        yield trace
+
+
+@pytest.fixture
+def datagrams(network: None, _datagrams: Trace) -> Trace:
+    """A trace of UDP to two ports, between the client and the server or the stranger."""
+    return _datagrams.forgetting()
+
+
+@pytest.fixture(scope="module")
+def _everything(wired: None) -> Iterator[Trace]:
+    wanted = Filter((V4.client, V6.client), (V4.server, V6.server, SILENT))
+    with tracing(wanted, ProbeId.FIB_TABLE_LOOKUP, ProbeId.UDP_FAIL_QUEUE_RCV_SKB) as trace:
+        yield trace
+
+
+@pytest.fixture
+def everything(network: None, _everything: Trace) -> Trace:
+    """A trace of all that goes between the client and the server."""
+    return _everything.forgetting()
+
+
 def at(events: list[Event], probe: ProbeId, name: str, device: str) -> list[Event]:
     """The events of one probe at one device."""
     return [e for e in events if (e.probe, e.netns, e.ifname) == (probe, inum(name), device)]
@@ -219,11 +255,11 @@ def udp(name: str, family: Family, port: int = 0) -> socket.socket:
     return made
 
 
-def send(family: Family, count: int = PACKETS, payload: bytes = b"\x12\x34payload", port: int = UDP_PORT) -> None:
+def send(family: Family, count: int = PACKETS, payload: bytes = b"\x12\x34payload", name: str = "client") -> None:
     """Datagrams from the client to the server."""
-    with udp("client", family) as sender:
+    with udp(name, family) as sender:
         for _ in range(count):
-            sender.sendto(payload, (str(family.server), port))
+            sender.sendto(payload, (str(family.server), UDP_PORT))
 
 
 BACK = (ProbeId.NETIF_RECEIVE_SKB, "client", "eth0")
@@ -236,15 +272,15 @@ PLACES = (
 
 
 @families
-def test_every_packet_is_seen_once_at_every_device(network: None, family: Family) -> None:
+def test_every_packet_is_seen_once_at_every_device(datagrams: Trace, family: Family) -> None:
     nft(
         "node",
         "table inet t { counter c { }\n chain f { type filter hook forward priority 0\n"
         f"udp dport {UDP_PORT} counter name c\n}}\n}}",
     )
-    with udp("server", family, UDP_PORT), tracing(Filter((family.client,), (family.server,), 17, (UDP_PORT,))) as trace:
+    with udp("server", family, UDP_PORT):
         send(family)
-        events = trace.until(lambda seen: len(at(seen, *PLACES[-1])) >= PACKETS)
+        events = datagrams.until(lambda seen: len(at(seen, *PLACES[-1])) >= PACKETS)
     assert [len(at(events, *place)) for place in PLACES] == [PACKETS] * 4
     assert counted("node") == PACKETS
     for place in PLACES:
@@ -263,27 +299,28 @@ def socket_ifindex(name: str, device: str) -> int:
         return socket.if_nametoindex(device)
 
 
-@families
 @pytest.mark.parametrize("why", ["other-client", "other-peer", "other-port", "other-protocol"])
-def test_what_does_not_match_emits_nothing(network: None, family: Family, why: str) -> None:
-    client = family.stranger if why == "other-client" else family.client
-    peer = family.stranger if why == "other-peer" else family.server
-    port = UDP_PORT + 1 if why == "other-port" else UDP_PORT
-    protocol = socket.IPPROTO_TCP if why == "other-protocol" else 0
-    with udp("server", family, UDP_PORT), tracing(Filter((client,), (peer,), protocol, (port,))) as trace:
-        send(family)
+def test_what_does_not_match_emits_nothing(network: None, why: str) -> None:
+    wanted = Filter(
+        tuple(f.stranger if why == "other-client" else f.client for f in (V4, V6)),
+        tuple(f.stranger if why == "other-peer" else f.server for f in (V4, V6)),
+        socket.IPPROTO_TCP if why == "other-protocol" else 0,
+        (UDP_PORT + 1 if why == "other-port" else UDP_PORT,),
+    )
+    with udp("server", V4, UDP_PORT), udp("server", V6, UDP_PORT), tracing(wanted) as trace:
+        send(V4)
+        send(V6)
         time.sleep(0.05)
         assert [e for e in trace.drain() if e.packet and e.packet.protocol] == []
 
 
-@families
-def test_a_peer_can_be_added_while_tracing(network: None, family: Family) -> None:
-    with udp("server", family, UDP_PORT), tracing(Filter((family.client,), (family.stranger,), 17)) as trace:
-        send(family, 1)
+def test_a_peer_can_be_added_while_tracing(network: None) -> None:
+    with udp("server", V4, UDP_PORT), tracing(Filter((V4.client,), (V4.stranger,), 17)) as trace:
+        send(V4, 1)
         time.sleep(0.05)
         before = len(at(trace.drain(), *PLACES[0]))
-        trace.tracer.add_peers([family.server])
-        send(family)
+        trace.tracer.add_peers([V4.server])
+        send(V4)
         events = trace.until(lambda seen: len(at(seen, *PLACES[-1])) >= PACKETS)
     assert (before, len(at(events, *PLACES[0]))) == (0, PACKETS)
 
@@ -296,27 +333,25 @@ def test_no_peers_means_any(network: None) -> None:
 
 
 @families
-def test_every_fragment_is_seen_although_only_the_first_has_ports(network: None, family: Family) -> None:
-    with udp("server", family, UDP_PORT), tracing(Filter((family.client,), (family.server,), 17, (UDP_PORT,))) as trace:
+def test_every_fragment_is_seen_although_only_the_first_has_ports(datagrams: Trace, family: Family) -> None:
+    with udp("server", family, UDP_PORT):
         send(family, 1, b"x" * 4000)
-        events = at(trace.until(lambda seen: len(at(seen, *PLACES[-1])) >= 3), *PLACES[-1])
+        events = at(datagrams.until(lambda seen: len(at(seen, *PLACES[-1])) >= 3), *PLACES[-1])
     assert [e.frag_off & 0x1FFF > 0 for e in events] == [False, True, True]
     assert len({e.ip_id for e in events}) == 1
     assert sum(e.payload_len for e in events) == 4000
 
 
 @families
-def test_snat_is_followed_into_the_netns_where_conntrack_is_gone(network: None, family: Family) -> None:
+def test_snat_is_followed_into_the_netns_where_conntrack_is_gone(datagrams: Trace, family: Family) -> None:
     nft("node", "table inet t { chain p { type nat hook postrouting priority 100\noifname to-server masquerade\n}\n}")
-    wanted = Filter((family.client,), (family.server,), 17, (UDP_PORT,))
-    with udp("server", family, UDP_PORT) as server, tracing(wanted) as trace:
-        with udp("client", family) as client:
-            for _ in range(PACKETS):
-                client.sendto(b"ask!", (str(family.server), UDP_PORT))
-                data, sender = server.recvfrom(100)
-                server.sendto(data, sender)
-                client.recv(100)
-        events = trace.until(lambda seen: len(at(seen, *BACK)) >= PACKETS)
+    with udp("server", family, UDP_PORT) as server, udp("client", family) as client:
+        for _ in range(PACKETS):
+            client.sendto(b"ask!", (str(family.server), UDP_PORT))
+            data, sender = server.recvfrom(100)
+            server.sendto(data, sender)
+            client.recv(100)
+        events = datagrams.until(lambda seen: len(at(seen, *BACK)) >= PACKETS)
     assert [len(at(events, *place)) for place in PLACES] == [PACKETS] * 4
     for e in at(events, *PLACES[2]):  # out of the node: conntrack still knows who it was
         assert e.packet is not None
@@ -340,7 +375,7 @@ def test_snat_is_followed_into_the_netns_where_conntrack_is_gone(network: None, 
 
 
 @families
-def test_dnat_shows_both_tuples(network: None, family: Family) -> None:
+def test_dnat_shows_both_tuples(datagrams: Trace, family: Family) -> None:
     target = f"[{family.server}]" if family is V6 else str(family.server)
     kind = "ip6" if family is V6 else "ip"
     nft(
@@ -348,11 +383,9 @@ def test_dnat_shows_both_tuples(network: None, family: Family) -> None:
         f"table {kind} t {{ chain p {{ type nat hook prerouting priority -100\n"
         f"{kind} daddr {family.stranger} udp dport 53 dnat to {target}:{UDP_PORT}\n}}\n}}",
     )
-    wanted = Filter((family.client,), (family.stranger, family.server), 17, (53, UDP_PORT))
-    with udp("server", family, UDP_PORT), tracing(wanted) as trace:
-        with udp("client", family) as client:
-            client.sendto(b"ask!", (str(family.stranger), 53))
-        [e] = at(trace.until(lambda seen: bool(at(seen, *PLACES[2]))), *PLACES[2])
+    with udp("server", family, UDP_PORT), udp("client", family) as client:
+        client.sendto(b"ask!", (str(family.stranger), 53))
+        [e] = at(datagrams.until(lambda seen: bool(at(seen, *PLACES[2]))), *PLACES[2])
     assert e.packet is not None
     assert e.ct_orig is not None
     assert e.ct_reply is not None
@@ -363,20 +396,16 @@ def test_dnat_shows_both_tuples(network: None, family: Family) -> None:
 
 
 @families
-def test_a_drop_has_its_reason_its_place_and_its_packet(network: None, family: Family) -> None:
+def test_a_drop_has_its_reason_its_place_and_its_packet(datagrams: Trace, family: Family) -> None:
     nft(
         "node",
         "table inet shoptable { counter c { }\n chain f { type filter hook forward priority 0\n"
         f"udp dport {UDP_PORT} counter name c drop\n}}\n}}",
     )
-    with tracing(Filter((family.client,), (family.server,), 17, (UDP_PORT,))) as trace:
-        send(family)
-        drops = [
-            e
-            for e in trace.until(lambda seen: sum(e.probe is ProbeId.KFREE_SKB for e in seen) >= PACKETS)
-            if e.probe is ProbeId.KFREE_SKB
-        ]
-        attached = {entry.probe.id for entry in trace.status if entry.attached}
+    send(family)
+    events = datagrams.until(lambda seen: sum(e.probe is ProbeId.KFREE_SKB for e in seen) >= PACKETS)
+    drops = [e for e in events if e.probe is ProbeId.KFREE_SKB]
+    attached = {entry.probe.id for entry in datagrams.status if entry.attached}
     assert len(drops) == counted("node") == PACKETS
     symbols = Symbols()
     for e in drops:
@@ -392,43 +421,43 @@ def test_a_drop_has_its_reason_its_place_and_its_packet(network: None, family: F
             assert e.table == "shoptable"
 
 
-def test_tier_2_names_hook_and_table_of_a_drop_by_nftables(network: None) -> None:
+def test_tier_2_names_hook_and_table_of_a_drop_by_nftables(datagrams: Trace) -> None:
+    datagrams.require(ProbeId.NF_HOOK_SLOW, ProbeId.NFT_DO_CHAIN)
     nft("server", "table inet podtable { chain i { type filter hook input priority 0\nudp dport 9053 drop\n}\n}")
-    with udp("server", V4, UDP_PORT), tracing(Filter((V4.client,), (V4.server,), 17)) as trace:
-        trace.require(ProbeId.NF_HOOK_SLOW, ProbeId.NFT_DO_CHAIN)
+    with udp("server", V4, UDP_PORT):
         send(V4)
-        events = trace.until(lambda seen: sum(e.probe is ProbeId.KFREE_SKB for e in seen) >= PACKETS)
+        events = datagrams.until(lambda seen: sum(e.probe is ProbeId.KFREE_SKB for e in seen) >= PACKETS)
     drops = [e for e in events if e.probe is ProbeId.KFREE_SKB]
     assert {(e.hook, e.table, e.netns) for e in drops} == {(Hook.INPUT, "podtable", inum("server"))}
     assert len(drops) == PACKETS
 
 
-def test_tier_2_names_hook_and_table_of_a_drop_by_iptables(network: None) -> None:
+def test_tier_2_names_hook_and_table_of_a_drop_by_iptables(datagrams: Trace) -> None:
+    datagrams.require(ProbeId.NF_HOOK_SLOW, ProbeId.IPT_DO_TABLE)
     try:
         inside("node", "iptables-legacy", "-t", "mangle", "-A", "FORWARD", "-p", "udp", "-j", "DROP")
-    except (RuntimeError, FileNotFoundError) as error:
-        pytest.skip(f"no iptables-legacy here: {error}")
-    with tracing(Filter((V4.client,), (V4.server,), 17)) as trace:
-        trace.require(ProbeId.NF_HOOK_SLOW, ProbeId.IPT_DO_TABLE)
+    except RuntimeError as error:
+        pytest.skip(f"no iptables-legacy here ({error})")
+    try:
         send(V4)
-        events = trace.until(lambda seen: sum(e.probe is ProbeId.KFREE_SKB for e in seen) >= PACKETS)
+        events = datagrams.until(lambda seen: sum(e.probe is ProbeId.KFREE_SKB for e in seen) >= PACKETS)
+    finally:
+        inside("node", "iptables-legacy", "-t", "mangle", "-F")
     drops = [e for e in events if e.probe is ProbeId.KFREE_SKB]
     assert {(e.hook, e.table) for e in drops} == {(Hook.FORWARD, "mangle")}
     assert len(drops) == PACKETS
 
 
-def test_a_drop_elsewhere_has_no_hook(network: None) -> None:
-    with tracing(Filter((V4.client,), (V4.server,), 17)) as trace:
-        send(V4, 1)  # nobody listens
-        events = trace.until(lambda seen: any(e.probe is ProbeId.KFREE_SKB for e in seen))
+def test_a_drop_elsewhere_has_no_hook(datagrams: Trace) -> None:
+    send(V4, 1)  # nobody listens
+    events = datagrams.until(lambda seen: any(e.probe is ProbeId.KFREE_SKB for e in seen))
     [drop] = [e for e in events if e.probe is ProbeId.KFREE_SKB and e.netns == inum("server")]
     assert (drop.hook, drop.table) == (0xFF, "")
 
 
-def test_an_icmp_error_is_found_by_the_packet_that_it_quotes(network: None) -> None:
-    with tracing(Filter((V4.client,), (V4.server,), 17, (UDP_PORT,))) as trace:
-        send(V4, 1)
-        events = trace.until(lambda seen: bool(at(seen, *BACK)))
+def test_an_icmp_error_is_found_by_the_packet_that_it_quotes(datagrams: Trace) -> None:
+    send(V4, 1)
+    events = datagrams.until(lambda seen: bool(at(seen, *BACK)))
     [error] = at(events, *BACK)
     assert (error.encap, error.icmp_type, error.icmp_code) == (Encap.ICMP_ERROR, 3, 3)
     assert error.packet is not None
@@ -437,25 +466,24 @@ def test_an_icmp_error_is_found_by_the_packet_that_it_quotes(network: None) -> N
     assert (error.outer.saddr, error.outer.daddr, error.outer.protocol) == (V4.server, V4.client, 1)
 
 
-def test_icmp_send_shows_the_packet_that_is_refused(network: None) -> None:
-    with tracing(Filter((V4.client,), (V4.server,), 17, (UDP_PORT,))) as trace:
-        trace.require(ProbeId.ICMP_SEND)
-        send(V4, 1)
-        events = trace.until(lambda seen: any(e.probe is ProbeId.ICMP_SEND for e in seen))
+def test_icmp_send_shows_the_packet_that_is_refused(datagrams: Trace) -> None:
+    datagrams.require(ProbeId.ICMP_SEND)
+    send(V4, 1)
+    events = datagrams.until(lambda seen: any(e.probe is ProbeId.ICMP_SEND for e in seen))
     [e] = [e for e in events if e.probe is ProbeId.ICMP_SEND]
     assert (e.icmp_type, e.icmp_code, e.netns, e.packet and e.packet.dport) == (3, 3, inum("server"), UDP_PORT)
 
 
 @families
-def test_an_echo_has_its_id_as_port_in_both_directions(network: None, family: Family) -> None:
+def test_an_echo_has_its_id_as_port_in_both_directions(everything: Trace, family: Family) -> None:
     kind, ask, answer = (socket.IPPROTO_ICMP, 8, 0) if family is V4 else (socket.IPPROTO_ICMPV6, 128, 129)
     header = struct.pack("!BBHHH", ask, 0, 0, 4711, 23)
     checksum = 0xFFFF - sum(struct.unpack("!4H", header)) % 0xFFFF  # the kernel fills in ICMPv6's
     with netns.entered(path("client")):
         raw = socket.socket(family.number, socket.SOCK_RAW, kind)
-    with raw, tracing(Filter((family.client,), (family.server,), socket.IPPROTO_ICMP)) as trace:
+    with raw:
         raw.sendto(struct.pack("!BBHHH", ask, 0, checksum, 4711, 23), (str(family.server), 0))
-        events = trace.until(lambda seen: bool(at(echo(seen, answer), *BACK)))
+        events = everything.until(lambda seen: bool(at(echo(seen, answer), *BACK)))
     for e in echo(events, ask) + echo(events, answer):
         assert e.packet is not None
         assert (e.packet.sport, e.packet.dport, e.seq) == (4711, 0, 23)
@@ -469,10 +497,12 @@ def echo(events: list[Event], kind: int) -> list[Event]:
 
 
 @families
-def test_a_handshake_shows_in_the_states_of_both_sockets(network: None, family: Family) -> None:
-    with listening("server", family) as server, tracing(Filter((family.client,), (family.server,), 6)) as trace:
+def test_a_handshake_shows_in_the_states_of_both_sockets(everything: Trace, family: Family) -> None:
+    with listening("server", family) as server:
         with connected(family):
-            events = trace.until(lambda seen: len(states(seen, "server")) >= 2 and len(states(seen, "client")) >= 2)
+            events = everything.until(
+                lambda seen: len(states(seen, "server")) >= 2 and len(states(seen, "client")) >= 2
+            )
         server.accept()[0].close()
     # TCP_CLOSE 7, TCP_SYN_SENT 2, TCP_ESTABLISHED 1, TCP_SYN_RECV 3 (TCP_NEW_SYN_RECV 12 or TCP_LISTEN 10 before it)
     assert states(events, "client")[:2] == [(7, 2), (2, 1)]
@@ -516,22 +546,21 @@ def connected(family: Family) -> Iterator[socket.socket]:
         yield made
 
 
-def test_data_that_the_application_reads_is_told(network: None) -> None:
-    with listening("server", V4) as server, tracing(Filter((V4.client,), (V4.server,), 6)) as trace:
+def test_data_that_the_application_reads_is_told(everything: Trace) -> None:
+    with listening("server", V4) as server:
         with connected(V4) as client, server.accept()[0] as accepted:
             client.send(b"x" * PACKETS)
             assert len(accepted.recv(100)) == PACKETS
-        events = trace.until(lambda seen: any(e.probe is ProbeId.SKB_COPY_DATAGRAM_IOVEC for e in seen))
+        events = everything.until(lambda seen: any(e.probe is ProbeId.SKB_COPY_DATAGRAM_IOVEC for e in seen))
     [read] = [e for e in events if e.probe is ProbeId.SKB_COPY_DATAGRAM_IOVEC]
     assert (read.code, read.payload_len, read.netns) == (PACKETS, PACKETS, inum("server"))
 
 
-def test_a_refusal_is_told_by_both_ends(network: None) -> None:
-    with tracing(Filter((V4.client,), (V4.server,), 6)) as trace:
-        trace.require(ProbeId.TCP_RECEIVE_RESET)
-        with pytest.raises(ConnectionRefusedError), connected(V4):
-            pass
-        events = trace.until(lambda seen: any(e.probe is ProbeId.TCP_RECEIVE_RESET for e in seen))
+def test_a_refusal_is_told_by_both_ends(everything: Trace) -> None:
+    everything.require(ProbeId.TCP_RECEIVE_RESET)
+    with pytest.raises(ConnectionRefusedError), connected(V4):
+        pass
+    events = everything.until(lambda seen: any(e.probe is ProbeId.TCP_RECEIVE_RESET for e in seen))
     [received] = [e for e in events if e.probe is ProbeId.TCP_RECEIVE_RESET]
     assert received.netns == inum("client")
     assert received.packet is not None
@@ -543,55 +572,49 @@ def test_a_refusal_is_told_by_both_ends(network: None) -> None:
         assert (sent.packet.saddr, sent.packet.dport, sent.tcp_flags) == (V4.client, TCP_PORT, TcpFlag.SYN)
 
 
-def test_a_lost_syn_is_sent_again_and_told(network: None) -> None:
+def test_a_lost_syn_is_sent_again_and_told(everything: Trace) -> None:
     nft("server", "table inet t { chain i { type filter hook input priority 0\ntcp dport 9080 drop\n}\n}")
-    with tracing(Filter((V4.client,), (V4.server,), 6)) as trace:
-        with netns.entered(path("client")):
-            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        with client:
-            client.setblocking(False)
-            client.connect_ex((str(V4.server), TCP_PORT))
-            events = trace.until(lambda seen: any(e.probe is ProbeId.TCP_RETRANSMIT_SKB for e in seen), seconds=3)
+    with netns.entered(path("client")):
+        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with client:
+        client.setblocking(False)
+        client.connect_ex((str(V4.server), TCP_PORT))
+        events = everything.until(lambda seen: any(e.probe is ProbeId.TCP_RETRANSMIT_SKB for e in seen), seconds=3)
     [again] = [e for e in events if e.probe is ProbeId.TCP_RETRANSMIT_SKB]
     first, second = (e for e in at(events, *PLACES[0]) if e.tcp_flags == TcpFlag.SYN)
     assert again.seq == first.seq == second.seq
     assert again.netns == inum("client")
 
 
-def test_a_missing_route_is_told_although_there_is_no_packet(network: None) -> None:
-    ip("client", "route", "del", "default")
-    with tracing(Filter((V4.client,), (V4.server,), 17), ProbeId.FIB_TABLE_LOOKUP) as trace:
-        with udp("client", V4) as sender:
-            sender.bind((str(V4.client), 0))
-            with pytest.raises(OSError, match="unreachable"):
-                sender.connect((str(V4.server), UDP_PORT))
-        events = trace.until(lambda seen: any(e.probe is ProbeId.FIB_TABLE_LOOKUP for e in seen))
+def test_a_missing_route_is_told_although_there_is_no_packet(everything: Trace) -> None:
+    ip("client", "route del default")
+    with udp("client", V4) as sender:
+        sender.bind((str(V4.client), 0))
+        with pytest.raises(OSError, match="unreachable"):
+            sender.connect((str(V4.server), UDP_PORT))
+    ip("client", f"route add default via {V4.client_gateway}")
+    events = everything.until(lambda seen: any(e.probe is ProbeId.FIB_TABLE_LOOKUP for e in seen))
     lookups = [e for e in events if e.probe is ProbeId.FIB_TABLE_LOOKUP and e.packet]
     assert lookups
     assert {e.code for e in lookups if e.packet and e.packet.daddr == V4.server} == {-11}  # EAGAIN: no such route
 
 
-def test_an_address_that_nobody_answers_for_is_told(network: None) -> None:
-    silent = ip_address("10.214.2.77")
-    with tracing(Filter((V4.client,), (silent,), 17)) as trace:
-        with udp("client", V4) as sender:
-            sender.sendto(b"anybody", (str(silent), UDP_PORT))
-        events = trace.until(lambda seen: any(e.probe is ProbeId.NEIGH_EVENT_SEND_DONE for e in seen))
+def test_an_address_that_nobody_answers_for_is_told(everything: Trace) -> None:
+    with udp("client", V4) as sender:
+        sender.sendto(b"anybody", (str(SILENT), UDP_PORT))
+    events = everything.until(lambda seen: any(e.probe is ProbeId.NEIGH_EVENT_SEND_DONE for e in seen))
     asked = [e for e in events if e.probe is ProbeId.NEIGH_EVENT_SEND_DONE]
-    assert {(e.netns, e.ifname, e.packet and e.packet.daddr) for e in asked} == {(inum("node"), "to-server", silent)}
+    assert {(e.netns, e.ifname, e.packet and e.packet.daddr) for e in asked} == {(inum("node"), "to-server", SILENT)}
     assert asked[0].code == 1  # NUD_INCOMPLETE
 
 
-def test_a_full_receive_buffer_is_told(network: None) -> None:
-    with (
-        udp("server", V4, UDP_PORT) as server,
-        tracing(Filter((V4.client,), (V4.server,), 17), ProbeId.UDP_FAIL_QUEUE_RCV_SKB) as trace,
-    ):
+def test_a_full_receive_buffer_is_told(everything: Trace) -> None:
+    with udp("server", V4, UDP_PORT) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         send(V4)
-        events = trace.until(lambda seen: len(at(seen, *PLACES[-1])) >= PACKETS)
+        events = everything.until(lambda seen: len(at(seen, *PLACES[-1])) >= PACKETS)
         time.sleep(0.02)
-        events = trace.drain()
+        events = everything.drain()
     with netns.entered(path("server")):
         snmp = Path("/proc/thread-self/net/snmp").read_text().splitlines()
     names, values = (line.split() for line in snmp if line.startswith("Udp: "))
@@ -626,14 +649,21 @@ def test_drain_is_bounded_and_keeps_the_rest(network: None) -> None:
     assert [sum(len(at(batch, *place)) for batch in batches) for place in PLACES] == [PACKETS] * 4
 
 
-def test_closing_twice_is_harmless_and_leaves_nothing_attached(network: None) -> None:
+def test_closing_twice_is_harmless_and_leaves_nothing_attached() -> None:
+    before = links()
     tracer = Tracer(Filter((V4.client,), (V4.server,)))
     tracer.start()
+    assert links() > before
     tracer.close()
     tracer.close()
     assert tracer.drain() == []
-    links = [fd for fd in Path("/proc/self/fdinfo").iterdir() if "link_id" in read(fd)]
-    assert links == []
+    assert links() == before
+
+
+def links() -> set[str]:
+    """The BPF links that this process holds, by their id."""
+    found = (re.search(r"^link_id:\s*(\d+)", read(file), re.MULTILINE) for file in Path("/proc/self/fdinfo").iterdir())
+    return {match[1] for match in found if match}
 
 
 def read(file: Path) -> str:
@@ -646,64 +676,67 @@ def read(file: Path) -> str:
 
 @pytest.fixture
 def two_nodes() -> Iterator[None]:
-    """client/eth0 -- to-client/node/eth0 -- eth0/node2/to-server -- eth0/server; a tunnel can go between the nodes."""
-    delete()
+    """pod-1/eth0 -- to-pod/node-1/eth0 -- eth0/node-2/to-pod -- eth0/pod-2; a tunnel can go between the nodes."""
+    names = ("pod-1", "node-1", "node-2", "pod-2")
     try:
-        for name in NAMES:
-            command("ip", "netns", "add", PREFIX + name)
-            ip(name, "link", "set", "lo", "up")
-        wire("client", "eth0", "node", "to-client")
-        wire("server", "eth0", "node2", "to-server")
-        wire("node", "eth0", "node2", "eth0")
-        for node, underlay, pod, device, address, gateway in (
-            ("node", "192.168.214.1", "client", "to-client", V4.client, V4.client_gateway),
-            ("node2", "192.168.214.2", "server", "to-server", V4.server, V4.server_gateway),
-        ):
-            ip(node, "addr", "add", f"{underlay}/24", "dev", "eth0")
-            ip(node, "addr", "add", f"{gateway}/24", "dev", device)
-            ip(pod, "addr", "add", f"{address}/24", "dev", "eth0")
-            ip(pod, "route", "add", "default", "via", str(gateway))
-            sysctl(node, V4.forwarding, "1")
+        create(*names)
+        ip("node-1", veth("to-pod", "pod-1", "eth0"), veth("eth0", "node-2", "eth0"))
+        ip("node-2", veth("to-pod", "pod-2", "eth0"))
+        for number, address, gateway in ((1, V4.client, V4.client_gateway), (2, V4.server, V4.server_gateway)):
+            ip(
+                f"node-{number}",
+                "link set eth0 up",
+                "link set to-pod up",
+                f"addr add 192.168.214.{number}/24 dev eth0",
+                f"addr add {gateway}/24 dev to-pod",
+            )
+            ip(
+                f"pod-{number}",
+                "link set eth0 up",
+                f"addr add {address}/24 dev eth0",
+                f"route add default via {gateway}",
+            )
+            sysctl(f"node-{number}", V4.forwarding, "1")
         yield
     finally:
-        delete()
+        delete(*names)
 
 
 TUNNELS = {
-    "vxlan-8472": (Encap.VXLAN, "type vxlan id 1 dstport 8472 local {local} remote {remote}"),
-    "vxlan-4789": (Encap.VXLAN, "type vxlan id 1 dstport 4789 local {local} remote {remote}"),
-    "geneve": (Encap.GENEVE, "type geneve id 1 remote {remote}"),
-    "ipip": (Encap.IPIP, "type ipip local {local} remote {remote}"),
+    "vxlan-8472": (Encap.VXLAN, "vxlan id 1 dstport 8472 local {local} remote {remote}"),
+    "vxlan-4789": (Encap.VXLAN, "vxlan id 1 dstport 4789 local {local} remote {remote}"),
+    "geneve": (Encap.GENEVE, "geneve id 1 remote {remote}"),
+    "ipip": (Encap.IPIP, "ipip local {local} remote {remote}"),
 }
 
 
 @pytest.mark.parametrize("kind", TUNNELS)
-def test_a_packet_is_followed_through_a_tunnel(two_nodes: None, kind: str) -> None:
+def test_a_packet_is_followed_through_a_tunnel(two_nodes: None, everything: Trace, kind: str) -> None:
     encap, form = TUNNELS[kind]
-    for node, local, remote, there in (
-        ("node", "192.168.214.1", "192.168.214.2", "10.214.2.0/24"),
-        ("node2", "192.168.214.2", "192.168.214.1", "10.214.1.0/24"),
-    ):
+    for here, there, behind in ((1, 2, "10.214.2.0/24"), (2, 1, "10.214.1.0/24")):
+        link = form.format(local=f"192.168.214.{here}", remote=f"192.168.214.{there}")
         try:
-            ip(node, "link", "add", "tunnel", *form.format(local=local, remote=remote).split())
+            ip(f"node-{here}", f"link add tunnel type {link}")
         except RuntimeError as error:
-            pytest.skip(f"no {kind} in this kernel ({str(error).splitlines()[-1]})")
-        ip(node, "addr", "add", f"172.31.214.{local[-1]}/24", "dev", "tunnel")
-        ip(node, "link", "set", "tunnel", "up")
-        ip(node, "route", "add", there, "via", f"172.31.214.{remote[-1]}", "dev", "tunnel", "onlink")
-    wanted = Filter((V4.client,), (V4.server,), 17, (UDP_PORT,))
-    with udp("server", V4, UDP_PORT), tracing(wanted) as trace:
-        send(V4)
-        events = trace.until(lambda seen: len(at(seen, ProbeId.NETIF_RECEIVE_SKB, "server", "eth0")) >= PACKETS)
+            pytest.skip(f"no {kind} in this kernel ({str(error).splitlines()[0].rpartition(': ')[2]})")
+        ip(
+            f"node-{here}",
+            f"addr add 172.31.214.{here}/24 dev tunnel",
+            "link set tunnel up",
+            f"route add {behind} via 172.31.214.{there} dev tunnel onlink",
+        )
+    with udp("pod-2", V4, UDP_PORT):
+        send(V4, name="pod-1")
+        events = everything.until(lambda seen: len(at(seen, ProbeId.NETIF_RECEIVE_SKB, "pod-2", "eth0")) >= PACKETS)
     way = [
-        (ProbeId.NET_DEV_QUEUE, "client", "eth0", Encap.NONE),
-        (ProbeId.NETIF_RECEIVE_SKB, "node", "to-client", Encap.NONE),
-        (ProbeId.NET_DEV_QUEUE, "node", "tunnel", Encap.NONE),
-        (ProbeId.NET_DEV_QUEUE, "node", "eth0", encap),
-        (ProbeId.NETIF_RECEIVE_SKB, "node2", "eth0", encap),
-        (ProbeId.NETIF_RECEIVE_SKB, "node2", "tunnel", Encap.NONE),
-        (ProbeId.NET_DEV_QUEUE, "node2", "to-server", Encap.NONE),
-        (ProbeId.NETIF_RECEIVE_SKB, "server", "eth0", Encap.NONE),
+        (ProbeId.NET_DEV_QUEUE, "pod-1", "eth0", Encap.NONE),
+        (ProbeId.NETIF_RECEIVE_SKB, "node-1", "to-pod", Encap.NONE),
+        (ProbeId.NET_DEV_QUEUE, "node-1", "tunnel", Encap.NONE),
+        (ProbeId.NET_DEV_QUEUE, "node-1", "eth0", encap),
+        (ProbeId.NETIF_RECEIVE_SKB, "node-2", "eth0", encap),
+        (ProbeId.NETIF_RECEIVE_SKB, "node-2", "tunnel", Encap.NONE),
+        (ProbeId.NET_DEV_QUEUE, "node-2", "to-pod", Encap.NONE),
+        (ProbeId.NETIF_RECEIVE_SKB, "pod-2", "eth0", Encap.NONE),
     ]
     seen = {(name, device): at(events, probe, name, device) for probe, name, device, _ in way}
     assert {place: len(found) for place, found in seen.items()} == dict.fromkeys(seen, PACKETS)

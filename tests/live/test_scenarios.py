@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from k8snet.lab.lab import BACKENDS, Lab
-from k8snet.lab.play import differences, play
-from k8snet.lab.scenarios import SCENARIOS, Scenario
+from k8snet.lab.play import play
+from k8snet.lab.scenarios import SCENARIOS, Scenario, differences
 from k8snet.report import Report, Verdict
 from live.conftest import patience
 
@@ -34,7 +34,7 @@ def test_a_broken_lab_names_what_is_broken(scenario: Scenario, backend: str) -> 
     with Lab.up(backend=backend) as lab:
         scenario.break_it(lab)
         report = play(lab, scenario, patience=patience())
-    assert not differences(report, scenario.expected), told(report)
+        assert not differences(lab, scenario.expected, report), told(report)
     assert not report.lost, told(report)
 
 
@@ -77,7 +77,7 @@ def healthy_lab(request: pytest.FixtureRequest) -> object:
 @pytest.mark.parametrize("scenario", by_name(HEALTHY))
 def test_a_healthy_flow_gives_no_finding(healthy_lab: Lab, scenario: Scenario) -> None:
     report = play(healthy_lab, scenario, patience=patience())
-    assert not differences(report, scenario.expected), told(report)
+    assert not differences(healthy_lab, scenario.expected, report), told(report)
     assert report.connections == scenario.traffic.connections, told(report)
     assert not report.lost, told(report)
     for path in report.paths:

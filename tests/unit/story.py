@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import socket
 from ipaddress import IPv4Address, ip_address
+from typing import ClassVar
 
 from k8snet.cluster.interfaces import Owner, Role
 from k8snet.cluster.inventory import Endpoint, Inventory, Node, Pod, Service, ServicePort
@@ -29,7 +30,7 @@ CONFIRMED = DNAT_DONE | CtStatus.SRC_NAT_DONE | CtStatus.CONFIRMED
 class Kernel:
     """Names as the 6.18 kernel has them; locations are small numbers here."""
 
-    REASONS = {
+    REASONS: ClassVar = {
         NETFILTER_DROP: "NETFILTER_DROP",
         NO_SOCKET: "NO_SOCKET",
         IP_RPFILTER: "IP_RPFILTER",
@@ -123,12 +124,23 @@ def into(way: str, netns: int, dev: str, **fields: object) -> Event:
 def drop(way: str, netns: int, dev: str, reason: int, symbol: str, **fields: object) -> Event:
     """kfree_skb."""
     return event(
-        ProbeId.KFREE_SKB, way, netns, dev, reason=reason, location=at(symbol), **fields  # type: ignore[arg-type]
+        ProbeId.KFREE_SKB,
+        way,
+        netns,
+        dev,
+        reason=reason,
+        location=at(symbol),
+        **fields,  # type: ignore[arg-type]
     )
 
 
 def addresses(*texts: str) -> tuple[Address, ...]:
     return tuple(ip_address(t) for t in texts)
+
+
+def icmp_header(source: str, target: str) -> FiveTuple:
+    """The header of an ICMP error itself."""
+    return FiveTuple(ip_address(source), ip_address(target), 0, 0, socket.IPPROTO_ICMP)
 
 
 def _pod(name: str, ip: str, node: str = "node-1") -> Pod:
@@ -137,7 +149,10 @@ def _pod(name: str, ip: str, node: str = "node-1") -> Pod:
 
 
 INVENTORY = Inventory(
-    pods=(_pod("shop/cart", "10.244.1.10"), _pod("shop/web-1", "10.244.1.11"), _pod("shop/web-3", "10.244.2.11", "node-2")),
+    pods=(
+        _pod("shop/cart", "10.244.1.10"), _pod("shop/web-1", "10.244.1.11"),
+        _pod("shop/web-3", "10.244.2.11", "node-2"),
+    ),
     services=(
         Service("shop", "web", addresses("10.96.0.80"), (
             ServicePort("http", "TCP", 80, "8080", endpoints=(

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_address
 
-from k8snet.event import Encap, FiveTuple
+from k8snet.event import Encap, Event, FiveTuple
 from k8snet.flow.model import Direction
 from unit.story import (
-    BACKEND, CART, CLIENT, CONFIRMED, DNAT_DONE, NETFILTER_DROP, NODE, VIP, WEB, addresses, drop, into, out,
-    syn_ack_to_client, syn_to_backend, told,
+    BACKEND,
+    CART,
+    CLIENT,
+    CONFIRMED,
+    DNAT_DONE,
+    NETFILTER_DROP,
+    NODE,
+    VIP,
+    WEB,
+    addresses,
+    drop,
+    icmp_header,
+    into,
+    out,
+    syn_ack_to_client,
+    syn_to_backend,
+    told,
 )  # fmt: skip
 
 UDP = {"protocol": socket.IPPROTO_UDP}
@@ -79,8 +95,8 @@ def test_an_icmp_error_goes_against_the_packet_it_quotes() -> None:
     assert packet.key.icmp == (3, 3)
 
 
-def event_about(way: str):  # type: ignore[no-untyped-def]  # a local builder
-    outer = FiveTuple(*addresses("10.244.1.1", "10.244.1.10"), 0, 0, socket.IPPROTO_ICMP)
+def event_about(way: str) -> Event:
+    outer = icmp_header("10.244.1.1", "10.244.1.10")
     return into(way, CART, "eth0", encap=Encap.ICMP_ERROR, icmp_type=3, icmp_code=3, outer=outer)
 
 
@@ -118,8 +134,23 @@ def test_traffic_of_somebody_else_opens_no_flow() -> None:
 
 
 def test_a_reply_seen_first_still_finds_its_flow() -> None:
+    ends = ip_address("10.244.1.10"), ip_address("10.244.1.11")
     (flow,) = told(*syn_ack_to_client()).flows
-    assert flow.original == FiveTuple(*addresses("10.244.1.10", "10.244.1.11"), 50508, 8080, 6)
+    assert flow.original == FiveTuple(*ends, 50508, 8080, socket.IPPROTO_TCP)
     assert flow.packets[0].direction is Direction.REPLY
 
 
+def test_a_long_connection_keeps_its_ends_and_what_happened_between() -> None:
+    way = f"{CLIENT} > {BACKEND}"
+    correlator = told(out(way, CART, "eth0"))
+    for number in range(3000):
+        correlator.feed(out(way, CART, "eth0", flags=0x10, ip_id=number, seq=number, payload=1448))
+        if number == 700:
+            correlator.feed(drop(way, NODE, "cni0", NETFILTER_DROP, "nft_do_chain", flags=0x10, ip_id=number,
+                                 seq=number, payload=1448))  # fmt: skip
+    (flow,) = correlator.flows
+    assert len(flow.packets) < 1024
+    assert flow.packets[0].is_syn
+    assert flow.packets[-1].key.seq == 2999
+    assert [p.key.seq for p in flow.packets if len(p.events) == 2] == [700]
+    assert flow.forgotten + len(flow.packets) == 3001

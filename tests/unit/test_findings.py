@@ -6,17 +6,40 @@ import socket
 
 import pytest
 
-from k8snet.event import CtStatus, Encap, Event, FiveTuple
-from k8snet.report import Finding, Severity
-from unit.story import (
-    BACKEND, CART, CLIENT, CONFIRMED, DNAT_DONE, EMPTY, IP_INADDRERRORS, IP_RPFILTER, NETFILTER_DROP, NO_SOCKET, NODE,
-    NOT_SPECIFIED, QUEUE_PURGE, VIP, WEB, addresses, cases, codes, drop, event, findings, into, out, surroundings,
-    syn_ack_to_client, syn_to_backend, told,
-)  # fmt: skip
-from k8snet.event import ProbeId
+from k8snet.event import CtStatus, Encap, Event, ProbeId
 from k8snet.findings.case import Case
 from k8snet.findings.diagnose import diagnose
 from k8snet.kernel.rules import NamedRule
+from k8snet.report import Finding, Severity
+from unit.story import (
+    BACKEND,
+    CART,
+    CLIENT,
+    CONFIRMED,
+    DNAT_DONE,
+    EMPTY,
+    IP_INADDRERRORS,
+    IP_RPFILTER,
+    NETFILTER_DROP,
+    NO_SOCKET,
+    NODE,
+    NOT_SPECIFIED,
+    QUEUE_PURGE,
+    VIP,
+    WEB,
+    cases,
+    codes,
+    drop,
+    event,
+    findings,
+    icmp_header,
+    into,
+    out,
+    surroundings,
+    syn_ack_to_client,
+    syn_to_backend,
+    told,
+)  # fmt: skip
 
 NATTED = f"{CLIENT} > {BACKEND}"
 DNAT = {"orig": f"{CLIENT} > {VIP}", "reply": f"{BACKEND} > {CLIENT}", "status": DNAT_DONE}
@@ -37,8 +60,8 @@ def named(*events: Event, rule: NamedRule, **other: object) -> list[Finding]:
 
 
 def rule(text: str, chain: str = "FORWARD", **other: object) -> NamedRule:
-    fields: dict[str, object] = {"by": "nftrace", "table": "ip filter", "chain": chain, "text": text,
-                                 "policy": text.startswith("-P"), "rejects": "-j REJECT" in text, "engine": "nft"}  # fmt: skip
+    fields: dict[str, object] = {"by": "nftrace", "table": "ip filter", "chain": chain, "text": text, "engine": "nft"}
+    fields |= {"policy": text.startswith("-P"), "rejects": "-j REJECT" in text}
     return NamedRule(**(fields | other))  # type: ignore[arg-type]  # a builder by field name
 
 
@@ -76,7 +99,9 @@ def test_a_rule_that_drops_is_named_and_can_be_deleted() -> None:
 
 
 def test_a_rule_that_rejects_is_told_apart_from_one_that_drops() -> None:
-    (finding,) = named(*syn_dropped(), icmp_error(VIP), rule=rule("-A FORWARD -j REJECT --reject-with icmp-port-unreachable"))
+    (finding,) = named(
+        *syn_dropped(), icmp_error(VIP), rule=rule("-A FORWARD -j REJECT --reject-with icmp-port-unreachable")
+    )
     assert finding.code == "RULE_REJECT"
     assert "the client was told: ICMP port unreachable" in finding.evidence
 
@@ -89,7 +114,7 @@ def test_a_drop_whose_rule_is_not_known_says_so() -> None:
 
 
 def icmp_error(to: str, source: str = "10.244.1.1") -> Event:
-    outer = FiveTuple(*addresses(source, "10.244.1.10"), 0, 0, socket.IPPROTO_ICMP)
+    outer = icmp_header(source, "10.244.1.10")
     return into(f"{CLIENT} > {to}", CART, "eth0", encap=Encap.ICMP_ERROR, icmp_type=3, icmp_code=3, outer=outer)
 
 
@@ -201,9 +226,12 @@ def test_a_reason_that_no_entry_knows_is_reported_as_it_is() -> None:
 
 
 def test_a_lost_reply_is_not_a_lost_request() -> None:
-    died = drop(f"{BACKEND} > {CLIENT}", NODE, "veth-web-1", NETFILTER_DROP, "nf_hook_slow",
-                flags=0x12, ip_id=0, seq=7000, orig=f"{CLIENT} > {VIP}", reply=f"{BACKEND} > {CLIENT}", info=3)  # fmt: skip
-    (finding,) = named(*syn_to_backend(), *syn_ack_to_client()[:2], died, rule=rule("-A FORWARD -p tcp --sport 8080 -j DROP"))
+    entry = {"orig": f"{CLIENT} > {VIP}", "reply": f"{BACKEND} > {CLIENT}", "info": 3}
+    fields = {"flags": 0x12, "ip_id": 0, "seq": 7000} | entry
+    died = drop(f"{BACKEND} > {CLIENT}", NODE, "veth-web-1", NETFILTER_DROP, "nf_hook_slow", **fields)
+    (finding,) = named(
+        *syn_to_backend(), *syn_ack_to_client()[:2], died, rule=rule("-A FORWARD -p tcp --sport 8080 -j DROP")
+    )
     assert finding.code == "RULE_DROP"
     assert finding.direction == "reply"
     assert finding.title.startswith("REPLY LOST")
@@ -245,3 +273,10 @@ def test_a_retransmission_that_came_through_makes_a_drop_good() -> None:
 def test_a_packet_without_a_header_breaks_nothing() -> None:
     blank = event(ProbeId.NET_DEV_XMIT, f"{CLIENT} > {VIP}", NODE, "eth0")._replace(packet=None)
     assert codes(*syn_to_backend(), blank, *syn_ack_to_client()) == []
+
+
+def test_a_rules_comment_cannot_run_in_the_shell_that_the_fix_is_pasted_into() -> None:
+    text = '-A FORWARD -m comment --comment "$(reboot) `reboot`" -j DROP'
+    (finding,) = named(*syn_dropped(), rule=rule(text))
+    assert finding.where.rule == text
+    assert finding.fix == ("iptables-nft -D FORWARD -m comment --comment '$(reboot) `reboot`' -j DROP",)

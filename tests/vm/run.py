@@ -8,6 +8,7 @@ Nothing is installed, and nothing is written outside the build directory.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import re
 import shlex
@@ -17,17 +18,123 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from kernels import KERNELS, fetch, give_up
 
 PROJECT = Path(__file__).resolve().parents[2]
 BUILD = PROJECT / "build" / "vm"
-# Measured: a scenario takes some six times as long as on the machine below, because most of it is waiting.
+# A guess that held: most of a scenario is waiting, the rest is Python that runs twenty times slower.
 PATIENCE = 6.0
 TIMEOUT = 120  # seconds for one test on a real machine; pyproject.toml says the same
+GRACE = 90  # seconds for booting and for ending, beside the time for the tests
+
+
+class Machine:
+    """One virtual machine that runs the live tests on one kernel. A context manager: QEMU is gone after it.
+
+    The guest stops its tests by itself after the limit, so a machine whose harness was killed ends too.
+    """
+
+    def __init__(self, name: str, tree: Path, selection: list[str], limit: float) -> None:
+        self.name, self.limit = name, limit
+        self.work = BUILD / name
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.work / "lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            give_up(f"{name} is being tested by another `make vm` in this tree", "wait until it has ended")
+        self.out, home = self.work / "out", self.work / "home"
+        for directory in (self.out, home):
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+        [image] = tree.glob("boot/vmlinuz-*")
+        guest = ["/bin/sh", str(PROJECT / "tests/vm/guest.sh"), "k8snet_root", "k8snet_out", str(PROJECT)]
+        guest += [f"{limit:.0f}", "env", f"K8SNET_PATIENCE={PATIENCE}", sys.executable, "-m", "pytest", *selection]
+        guest += ["-p", "no:cacheprovider", "-p", "pytest_timeout", "-v", "--durations=10"]
+        guest += ["--junitxml=/run/out/junit.xml", "-o", f"timeout={TIMEOUT * PATIENCE:.0f}"]
+        shared = [
+            "-virtfs local,path=/,mount_tag=k8snet_root,security_model=none,readonly=on,multidevs=remap",
+            f"-virtfs local,path={self.out},mount_tag=k8snet_out,security_model=none",
+        ]
+        # One processor: emulating a second one costs more than it gives (measured: 86 s of CPU time instead of 49 for
+        # the same work), and with one, two kernels are tested at a time.
+        self.command = [vng(), "--run", str(image), "--disable-kvm", "--force-9p", "--disable-microvm"]
+        self.command += ["--user", "root", "--memory", "3G", "--cpus", "1", "--verbose"]
+        self.command += ["--exec", shlex.join(guest), f"--qemu-opts={' '.join(shared)}"]
+        # virtme-ng keeps its configuration and cache under HOME: the user's stays as it is. Its halves meet by PATH.
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("XDG_")}
+        path = f"{Path(self.command[0]).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+        self.environment |= {"HOME": str(home), "TMPDIR": str(home), "PATH": path}
+
+    def __enter__(self) -> Machine:
+        self.began = time.monotonic()
+        with (self.work / "console").open("wb") as console:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                env=self.environment,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # QEMU is in a session that only its starter and it belong to, so this hits nobody else.
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, sign)
+                self.process.wait(timeout=5)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.process.wait()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been running."""
+        return time.monotonic() - self.began
+
+    @property
+    def running(self) -> bool:
+        """Whether there is still something to wait for."""
+        return self.process.poll() is None and self.seconds < self.limit + GRACE
+
+    def output(self) -> str:
+        """What the guest has printed so far."""
+        file = self.out / "output"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def status(self) -> int | None:
+        """The exit status of the tests; None if the machine came to no end."""
+        try:
+            return int((self.out / "status").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def report(self, results: Path) -> bool:
+        """Print the result, and what there is to read if it is bad; whether it is good."""
+        status, output = self.status(), self.output()
+        passed, sentence = counted(self.out / "junit.xml")
+        if (self.out / "junit.xml").exists():
+            shutil.copy(self.out / "junit.xml", results / f"vm-{self.name}.xml")
+        good = status == 0 and passed > 0
+        lines = output.splitlines() or (self.work / "console").read_text(errors="replace").splitlines()
+        print("\n".join(lines[-3:] if good else lines[-200:]))
+        if not good:
+            why = {None: "the machine came to no end", 124: f"stopped after {self.limit / 60:g} minutes"}
+            sentence += f"; {why.get(status, f'exit status {status}')}; see {self.work}/console and {self.out}/output"
+        if not passed:
+            sentence += "; RAN NOTHING, which counts as a failure"
+        ready = re.search(r"^ready after .*", output, re.MULTILINE)
+        verdict = "ok" if good else "FAILED"
+        print(f"vm {self.name}: {verdict}: {sentence}; {self.seconds:.0f} s, {ready[0] if ready else 'never ready'}")
+        sys.stdout.flush()
+        return good
 
 
 def vng() -> str:
@@ -35,60 +142,6 @@ def vng() -> str:
     beside = Path(sys.executable).with_name("vng")
     found = str(beside) if beside.exists() else shutil.which("vng")
     return found or give_up("virtme-ng is not installed", "make setup")
-
-
-@contextmanager
-def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever happens inside, the process and its children (QEMU) are gone afterwards."""
-    try:
-        yield
-    finally:
-        # The children are in a session of their own, which dies with them and is nobody else's.
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, sign)
-                process.wait(timeout=5)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        process.wait()
-
-
-def boot(tree: Path, work: Path, command: list[str], limit: float) -> int | None:
-    """Run a command in a virtual machine with the kernel of `tree`; its exit status, or None if the machine gave none.
-
-    The guest stops the command after `limit` seconds, and the machine is ended a minute and a half later. Its output is
-    in work/out/output, the console in work/console.
-    """
-    out, home = work / "out", work / "home"
-    for directory in (out, home):
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-    [image] = tree.glob("boot/vmlinuz-*")
-    guest = ["/bin/sh", str(PROJECT / "tests/vm/guest.sh"), "k8snet_root", "k8snet_out", str(PROJECT), f"{limit:.0f}"]
-    shared = [
-        "-virtfs local,path=/,mount_tag=k8snet_root,security_model=none,readonly=on,multidevs=remap",
-        f"-virtfs local,path={out},mount_tag=k8snet_out,security_model=none",
-    ]
-    arguments = [vng(), "--run", str(image), "--disable-kvm", "--force-9p", "--disable-microvm", "--user", "root"]
-    arguments += ["--memory", "3G", "--cpus", "2", "--verbose", "--exec", shlex.join([*guest, *command])]
-    arguments += [f"--qemu-opts={' '.join(shared)}"]
-    # virtme-ng keeps its configuration and cache under HOME: the user's stays as it is.
-    environment = os.environ | {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": ""}
-    with (work / "console").open("wb") as console:
-        process = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment, start_new_session=True
-        )
-        with ended(process):
-            try:
-                process.wait(timeout=limit + 90)
-            except subprocess.TimeoutExpired:
-                return None
-    try:
-        return int((out / "status").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def counted(junit: Path) -> tuple[int, str]:
@@ -103,11 +156,6 @@ def counted(junit: Path) -> tuple[int, str]:
     return passed, f"{passed} passed, {failed} failed, {number['skipped']} skipped"
 
 
-def tail(file: Path, lines: int) -> str:
-    """The last lines of a file that may not exist."""
-    return "\n".join(file.read_text(errors="replace").splitlines()[-lines:]) if file.exists() else ""
-
-
 def prepare() -> None:
     """Compile what the guest would compile for itself each time, slowly and in vain: its root is read-only."""
     python = [sys.executable, "-m"]
@@ -118,42 +166,26 @@ def prepare() -> None:
     )
 
 
-def test(name: str, tree: Path, minutes: float, results: Path, selection: list[str]) -> bool:
-    """Run the live tests on one kernel; prints a line, and what there is to read if they failed."""
-    work = BUILD / name
-    command = ["env", f"K8SNET_PATIENCE={PATIENCE}", sys.executable, "-m", "pytest", *selection]
-    command += [
-        "-p",
-        "no:cacheprovider",
-        "-v",
-        "--junitxml=/run/out/junit.xml",
-        "-o",
-        f"timeout={TIMEOUT * PATIENCE:.0f}",
-    ]
-    print(f"vm {name}: booting; the output is in {work}/out/output", flush=True)
-    began = time.monotonic()
-    status = boot(tree, work, command, minutes * 60)
-    took = time.monotonic() - began
-    junit = work / "out" / "junit.xml"
-    passed, sentence = counted(junit)
-    if junit.exists():
-        results.mkdir(parents=True, exist_ok=True)
-        shutil.copy(junit, results / f"vm-{name}.xml")
-    output = work / "out" / "output"
-    ready = re.search(r"^ready after .*", tail(output, 100_000), re.MULTILINE)
-    good = status == 0 and passed > 0
-    if not good:
-        print(tail(output, 150) or tail(work / "console", 60))
-        why = {None: "the machine did not come to an end", 124: f"stopped after {minutes:g} minutes"}
-        sentence += f"; {why.get(status, f'exit status {status}')}; console: {work}/console"
-        if not passed:
-            sentence += "; RAN NOTHING, which counts as a failure"
-    else:
-        print(tail(output, 2))
-    print(
-        f"vm {name}: {'ok' if good else 'FAILED'}: {sentence}; {took:.0f} s, {ready[0] if ready else 'never ready'}",
-        flush=True,
-    )
+def run_all(waiting: list[Machine], jobs: int, results: Path) -> bool:
+    """Run the machines, `jobs` at a time, and report each as it ends; a failure of one stops no other."""
+    running: list[Machine] = []
+    good = True
+    with ExitStack() as stack:
+        told = time.monotonic()
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                machine = waiting.pop(0)
+                print(f"vm {machine.name}: booting; what it prints is in {machine.out}/output", flush=True)
+                running.append(stack.enter_context(machine))
+            time.sleep(0.5)
+            if time.monotonic() - told > 60:
+                told = time.monotonic()
+                for machine in running:
+                    ended = len(re.findall(r"(PASSED|FAILED|ERROR|SKIPPED)\b.*\[", machine.output()))
+                    print(f"vm {machine.name}: {machine.seconds:.0f} s, {ended} tests ended", flush=True)
+            for machine in [m for m in running if not m.running]:
+                running.remove(machine)
+                good &= machine.report(results)
     return good
 
 
@@ -161,18 +193,19 @@ def main() -> int:
     """0 if the live tests passed on each kernel."""
     parser = argparse.ArgumentParser(description="Run the live tests on other kernels, in virtual machines.")
     parser.add_argument("kernels", nargs="*", default=["6.1", "6.12"], help=f"known: {' '.join(KERNELS)}")
-    parser.add_argument("--minutes", type=float, default=25, help="for one kernel (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=40, help="for one kernel (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time (default: %(default)s)"
+    )
     parser.add_argument("--results", type=Path, default=PROJECT / "build/results", help="where the JUnit files go")
     parser.add_argument("--select", default="tests/live", help="arguments for pytest (default: %(default)s)")
     args = parser.parse_args()
     trees = fetch(args.kernels, BUILD)
     prepare()
-    results = args.results.resolve()
+    args.results.mkdir(parents=True, exist_ok=True)
     selection = shlex.split(args.select)
-    # One after the other: a machine of two cores has no more to give, and the tests measure time. All of them: a
-    # failure on one kernel says nothing about the next.
-    good = [test(name, tree, args.minutes, results, selection) for name, tree in trees.items()]
-    return 0 if all(good) else 1
+    machines = [Machine(name, tree, selection, args.minutes * 60) for name, tree in trees.items()]
+    return 0 if run_all(machines, args.jobs, args.results) else 1
 
 
 if __name__ == "__main__":

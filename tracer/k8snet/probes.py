@@ -191,3 +191,6 @@ PROBES: Final[tuple[Probe, ...]] = (
         module="nf_tables",
     ),
 )
+
+# Without one of these there is no path and no end of it: nothing is traced then, rather than half of it.
+ESSENTIAL: Final = frozenset({ProbeId.NET_DEV_QUEUE, ProbeId.NETIF_RECEIVE_SKB, ProbeId.KFREE_SKB})

@@ -29,6 +29,7 @@ class Traffic:
     wait: float = 3.0  # seconds to wait for each answer
     interval: float = 0.1  # seconds between two
     dns: str | None = None  # UDP: ask for the A record of this name
+    source: Address | None = None  # a node has many, and would choose another than the one that is traced
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Sender(threading.Thread):
     def __init__(self, netns: Netns, traffic: Traffic) -> None:
         super().__init__(name="k8snet-sender", daemon=True)
         self.attempts: list[Attempt] = []
+        self.ports: set[int] = set()  # local ports (ICMP: the echo id) that its packets carry
         self.error: OSError | None = None  # the netns could not be entered: nothing was sent
         self._netns = netns
         self._traffic = traffic
@@ -100,6 +102,9 @@ class Sender(threading.Thread):
 
     def _exchange(self, sock: socket.socket, number: int) -> None:
         traffic = self._traffic
+        sock.bind((str(traffic.source or ""), 0))
+        # Known before the first packet is sent, so that nobody takes it for somebody else's.
+        self.ports.add(os.getpid() & 0xFFFF if sock.type == socket.SOCK_RAW else sock.getsockname()[1])
         sock.connect((str(traffic.address), traffic.port))
         if traffic.protocol == socket.IPPROTO_TCP:
             return

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from k8snet.cluster.interfaces import Role, World
-from k8snet.cluster.inventory import Inventory
+from k8snet.cluster.inventory import Inventory, Pod
 from k8snet.cluster.targets import Target
 from k8snet.errors import K8snetError
 from k8snet.event import Address, BadRecordError, Event
@@ -24,6 +24,7 @@ from k8snet.findings.case import Case, Surroundings
 from k8snet.flow.correlate import Correlator
 from k8snet.flow.model import AT_DEVICE, Flow, Packet
 from k8snet.flow.path import Surface, hops
+from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.loader import Filter, ProbeStatus, Tracer
 from k8snet.kernel.netns import Netns, opened
 from k8snet.kernel.symbols import Symbols
@@ -119,6 +120,8 @@ class _Run:
     backend_netns: dict[Address, int]
     surface: Surface
     correlator: Correlator
+    elsewhere: frozenset[int]  # netns that the client cannot reach: other networks that use the same addresses
+    sender: Sender | None = None
     pending: list[Event] = field(default_factory=list)
     settled: dict[int, bool] = field(default_factory=dict)  # id(flow) -> answered: not looked at again while we wait
     bad_records: int = 0
@@ -137,12 +140,15 @@ def run_trace(request: Request, world: World, watcher: Watcher | None = None) ->
     """Trace until `count`, `timeout` or Ctrl-C, and report. Raises K8snetError for what the user can mend."""
     watcher = watcher or Nobody()
     run = _prepare(request, world)
-    sender = _sender(request, run)  # raises for what cannot be sent, before anything is touched
+    run.sender = sender = _sender(request, run)  # raises for what cannot be sent, before anything is touched
     notes: list[str] = []
     with ExitStack() as stack:
+        guardian = stack.enter_context(Guardian())
+        if not request.read_only:
+            guardian.start()  # before there are BPF maps and threads that a forked child would share
         tracer = stack.enter_context(Tracer(_filter(request, world), tiers=request.tiers))
         notes += _unattached(tracer.start())
-        blame = stack.enter_context(_blame(request, run))
+        blame = stack.enter_context(_blame(request, run, guardian))
         watcher.ready()
         if sender is not None:
             sender.start()
@@ -166,9 +172,10 @@ def run_trace(request: Request, world: World, watcher: Watcher | None = None) ->
 
 
 def _prepare(request: Request, world: World) -> _Run:
-    client_netns = netns_of(world, request.client.addresses[0]) if request.client.addresses else None
+    client_netns = client_netns_of(world, request)
     backends = {address for address, _ in request.server.backends} | set(request.server.addresses)
-    backend_netns = {a: n.inum for a in backends if (n := netns_of(world, a)) is not None}
+    pods = request.inventory.pod_by_ip
+    backend_netns = {a: n.inum for a in backends if (n := netns_of(world, a, pods.get(a))) is not None}
     backend_netns |= {a: client_netns.inum for a in request.client.addresses if client_netns is not None}
     parties = set(backend_netns.values()) | ({client_netns.inum} if client_netns else set())
     return _Run(
@@ -179,14 +186,46 @@ def _prepare(request: Request, world: World) -> _Run:
         backend_netns=backend_netns,
         surface=Surface(world.owners, frozenset(parties)),
         correlator=Correlator(request.client.addresses),
+        elsewhere=frozenset(world.netns) - _reachable(world, client_netns) if client_netns else frozenset(),
     )
 
 
-def netns_of(world: World, address: Address) -> Netns | None:
-    """The netns that has this address; a pod's before a node's, None when it is not on this machine."""
-    found = [i.netns for i in world.interfaces if any(a.ip == address for a in i.addresses)]
-    found.sort(key=lambda inum: world.owner(inum).role is not Role.POD)
+def _reachable(world: World, start: Netns) -> set[int]:
+    """Every netns that is joined to `start` by veths and devices on devices, over however many others."""
+    reached, edge = {start.inum}, [start.inum]
+    joined: dict[int, set[int]] = {}
+    for interface in world.interfaces:
+        for spot in (interface.peer, interface.parent):
+            if spot is not None:
+                joined.setdefault(interface.netns, set()).add(spot.netns)
+                joined.setdefault(spot.netns, set()).add(interface.netns)
+    while edge:
+        fresh = joined.get(edge.pop(), set()) - reached
+        reached |= fresh
+        edge += fresh
+    return reached
+
+
+def netns_of(world: World, address: Address, pod: Pod | None = None) -> Netns | None:
+    """The netns that has this address, None when it is not on this machine.
+
+    Two networks on one machine may use the same address: a netns on the pod's own node is taken before another one,
+    a pod's before a node's.
+    """
+    node = world.nodes.get(pod.node) if pod is not None and pod.node else None
+
+    def doubt(inum: int) -> tuple[bool, bool]:
+        peers = {peer.netns for i in world.inside.get(inum, ()) if (peer := world.peer(i)) is not None}
+        return node is not None and node not in peers, world.owner(inum).role is not Role.POD
+
+    found = sorted({i.netns for i in world.interfaces if any(a.ip == address for a in i.addresses)}, key=doubt)
     return world.netns.get(found[0]) if found else None
+
+
+def client_netns_of(world: World, request: Request) -> Netns | None:
+    """Where the client is, None when it is not on this machine."""
+    client = request.client
+    return netns_of(world, client.addresses[0], client.pod) if client.addresses else None
 
 
 def _on_the_way(world: World, parties: Iterable[int]) -> tuple[Netns, ...]:
@@ -217,7 +256,7 @@ def _unattached(statuses: Iterable[ProbeStatus]) -> list[str]:
     return [f"probe {s.probe.name} not attached ({s.why}): {s.probe.loss}" for s in missing]
 
 
-def _blame(request: Request, run: _Run) -> Blame:
+def _blame(request: Request, run: _Run, guardian: Guardian) -> Blame:
     """Who names the rules: in every netns on the way that can have some."""
     from k8snet.kernel.blame import Blame
     from k8snet.kernel.ruletrace import Match
@@ -229,7 +268,7 @@ def _blame(request: Request, run: _Run) -> Blame:
         servers=tuple((address, server.port) for address in server.addresses),
         backends=tuple((e.ip, e.port) for e in server.all_endpoints),
     )
-    return Blame(_on_the_way(run.world, run.surface.parties), match, read_only=request.read_only)
+    return Blame(_on_the_way(run.world, run.surface.parties), match, guardian, read_only=request.read_only)
 
 
 def _sender(request: Request, run: _Run) -> Sender | None:
@@ -247,7 +286,9 @@ def _sender(request: Request, run: _Run) -> Sender | None:
             f"--send needs a port, and {request.server.text} names none",
             f"write --to {request.server.text}:PORT, or add --protocol icmp",
         )
-    traffic = Traffic(request.server.addresses[0], port, protocol, request.send, wait=request.wait, dns=request.dns)
+    to = request.server.addresses[0]
+    source = next((address for address in request.client.addresses if address.version == to.version), None)
+    traffic = Traffic(to, port, protocol, request.send, wait=request.wait, dns=request.dns, source=source)
     return Sender(run.client_netns, traffic)
 
 
@@ -320,6 +361,8 @@ def _take(run: _Run, tracer: Tracer, blame: Blame, watcher: Watcher, *, everythi
     events = sorted(run.pending, key=lambda e: e.ktime_ns)
     run.pending = []
     for event in events:
+        if event.netns in run.elsewhere:
+            continue
         packet = run.correlator.feed(event)
         if packet is not None and event.probe in AT_DEVICE:
             _show(run, packet, watcher)
@@ -343,8 +386,17 @@ def _connections(run: _Run) -> list[Flow]:
     return [
         f
         for f in run.correlator.flows
-        if (not protocol or f.original.protocol == protocol) and (f.original.daddr in own or not own) and f.requests
+        if (not protocol or f.original.protocol == protocol)
+        and (f.original.daddr in own or not own)
+        and _is_the_clients(run, f)
     ]
+
+
+def _is_the_clients(run: _Run, flow: Flow) -> bool:
+    """It was sent from the client's netns, and when we send ourselves by one of our own sockets."""
+    if not flow.requests or (run.sender is not None and flow.original.sport not in run.sender.ports):
+        return False
+    return run.client_netns is None or any(e.netns == run.client_netns.inum for p in flow.packets for e in p.events)
 
 
 def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[str], sender: Sender | None) -> Report:

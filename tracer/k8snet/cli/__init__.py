@@ -52,17 +52,22 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """The process's command line, its signals and its streams; returns the exit code."""
     try:
-        # `timeout 5 k8snet trace ...` and systemd then end a trace as Ctrl-C does: with the report.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored: a script runs us in the background
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        # `timeout 5 k8snet trace ...` and systemd then end a trace as Ctrl-C does: with the report.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        sys.unraisablehook = _unraisable
         _open_streams()
         code = execute()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Python makes a RuntimeError of a Ctrl-C that comes while a dataclass is being made.
+        if not isinstance(error.__cause__ or error, KeyboardInterrupt):
+            raise
         code = Exit.INTERRUPTED
     # How it went is settled: no Ctrl-C is to add a traceback from Python's own shutdown.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for interrupt in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(interrupt, signal.SIG_IGN)
     return int(code)
 
 
@@ -91,6 +96,14 @@ def execute(arguments: Sequence[str] | None = None) -> Exit:
         print("k8snet: there is no space left to write to\n  see: df", file=sys.stderr)
         return Exit.USAGE
     return code
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    """Python loses a Ctrl-C that comes inside a callback from C (libbpf's) or a finalizer: let it come again."""
+    if what.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+    else:
+        sys.__unraisablehook__(what)
 
 
 def _give_up_stdout() -> None:

@@ -1,7 +1,7 @@
 """`k8snet check`: what this kernel allows, and what the operator loses by what it does not.
 
-In: `Abilities` of k8snet.kernel.abilities. Out: two tables in kubectl's manner, or a CheckReport document. It really loads
-and attaches each probe, with a filter that no packet matches, and takes it away again; nothing else is changed.
+In: `Abilities` of k8snet.kernel.abilities. Out: two tables in kubectl's manner, or a CheckReport document. It really
+loads and attaches each probe, with a filter that no packet matches, and takes it away again; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def text(found: Abilities) -> str:
     parts = [_table(("CHECK", "OK", "DETAIL"), [(f.name, _yes(f.ok), f.detail) for f in found.facts])]
     if found.probes:
         rows = [(s.probe.name, str(s.probe.tier), _have(s), s.probe.about) for s in found.probes]
-        parts.append(_table(("PROBE", "TIER", "OK", "ADDS"), rows))
+        spare = "\nspare: can be had, and is left out by default for what it costs each packet of the machine"
+        parts.append(_table(("PROBE", "TIER", "OK", "ADDS"), rows) + spare * any(row[2] == "spare" for row in rows))
     parts += [_missing(found), _verdict(found)]
     return "\n\n".join(part for part in parts if part)
 

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
-from k8snet.errors import Exit
+from k8snet.errors import Exit, K8snetError
 
-if TYPE_CHECKING:
-    from k8snet.lab.lab import Lab
-    from k8snet.lab.scenarios import Scenario
-    from k8snet.report import Report
-
-# As in k8snet.lab.lab, which is too heavy to import for --help; tests/live/test_lab.py compares them.
+# As in k8snet.lab.lab, which is too heavy to import for --help; tests/unit/test_lab_data.py compares them.
 BACKENDS = ("iptables-nft", "iptables-legacy")
 TOPOLOGIES = ("bridge",)
 
@@ -88,14 +82,19 @@ def _list(_args: argparse.Namespace) -> Exit:
 def _run(args: argparse.Namespace) -> Exit:
     from k8snet.cli.trace import print_report
     from k8snet.lab.lab import Lab
+    from k8snet.lab.play import play
     from k8snet.lab.scenarios import by_name, differences
+    from k8snet.render.live import Live
 
     scenario = by_name(args.scenario)
     with Lab.up(args.backend, args.topology) as lab:
         for where, command in scenario.steps:
             print(f"{where}# {command}", file=sys.stderr)
         scenario.break_it(lab)
-        report = _trace(lab, scenario)
+        with Live(f"{scenario.traffic.client} → {scenario.traffic.target}") as watcher:
+            report = play(lab, scenario, watcher=watcher)
+        if not lab.is_up:
+            raise K8snetError("the lab was taken down while it was traced", f"k8snet lab run {scenario.name}")
         wrong = differences(lab, scenario.expected, report)
     print_report(report, args.output)
     sys.stdout.flush()
@@ -104,21 +103,3 @@ def _run(args: argparse.Namespace) -> Exit:
     wanted = scenario.expected.code or "no finding"
     print(f"{scenario.name}: expected {wanted}, {'the report differs' if wrong else 'as reported'}", file=sys.stderr)
     return Exit.PROBLEM if wrong else Exit.OK
-
-
-def _trace(lab: Lab, scenario: Scenario) -> Report:
-    """What `k8snet trace` says about the scenario's traffic."""
-    from k8snet.cluster import names
-    from k8snet.cluster.interfaces import look
-    from k8snet.trace import Request, run_trace
-
-    traffic = scenario.traffic
-    request = Request(
-        client=names.resolve_from(traffic.client, lab.inventory, "default"),
-        server=names.resolve_to(traffic.target, lab.inventory, "default"),
-        inventory=lab.inventory,
-        protocol=traffic.protocol,
-        send=traffic.connections,
-        dns=traffic.dns,
-    )
-    return run_trace(request, look(lab.inventory))

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from k8snet.errors import Exit, K8snetError
@@ -15,6 +16,7 @@ from k8snet.errors import Exit, K8snetError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from k8snet.cluster.targets import Target
     from k8snet.report import Report
     from k8snet.trace import Request, Watcher
 
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> Exit:
     if os.geteuid() != 0:
         raise K8snetError("k8snet trace needs root", f"sudo k8snet {shlex.join(sys.argv[1:])}")
     from k8snet.cluster.interfaces import look
-    from k8snet.trace import netns_of, run_trace
+    from k8snet.trace import client_netns_of, run_trace
 
     request = request_of(args)
     try:
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> Exit:
             "k8snet trace enters network namespaces, and may not: it has no CAP_SYS_ADMIN",
             "run it as root of the host, outside of an unprivileged container",
         ) from None
-    locate(request, netns_of(world, request.client.addresses[0]) is not None, args)
+    locate(request, client_netns_of(world, request) is not None, args)
     with _watcher(args, request) as watcher:
         report = run_trace(request, world, watcher)
     print_report(report, args.output)
@@ -107,6 +109,8 @@ def request_of(args: argparse.Namespace) -> Request:
     client = names.resolve_from(args.from_, inventory, args.namespace)
     asked = args.protocol.upper() if args.protocol in ("tcp", "udp") else None
     server = names.resolve_to(args.to, inventory, args.namespace, asked)
+    client, server = _reachable(client), _reachable(server)
+    server = of_one_family(client, server)
     its_own = server.protocol.lower() if server.protocol else None
     protocol = args.protocol or its_own
     if protocol not in (None, *_PROTOCOLS):
@@ -136,6 +140,32 @@ def request_of(args: argparse.Namespace) -> Request:
         wait=args.wait,
         read_only=args.read_only,
     )
+
+
+def _reachable(target: Target) -> Target:
+    """Raise K8snetError for an address that stands for no one place."""
+    for address in target.addresses:
+        if address.is_loopback or address.is_unspecified:
+            raise K8snetError(
+                f"{target.text} is an address that every network namespace has, and nothing leaves one for it",
+                "name the pod, or the address that others know it by",
+            )
+        if address.is_multicast or str(address) == "255.255.255.255":
+            raise K8snetError(f"{target.text} is an address of many receivers", "trace to one pod, service or address")
+    return target
+
+
+def of_one_family(client: Target, server: Target) -> Target:
+    """`server` with those of its addresses that `client` can connect to."""
+    versions = {address.version for address in client.addresses}
+    fit = tuple(address for address in server.addresses if address.version in versions)
+    if versions and server.addresses and not fit:
+        has, lacks = ("IPv4", "IPv6") if 4 in versions else ("IPv6", "IPv4")
+        raise K8snetError(
+            f"{client.text} has no {lacks} address, and {server.text} no other",
+            f"name a client with {lacks}, or an {has} address of the server",
+        )
+    return replace(server, addresses=fit)
 
 
 def _check_dns_name(name: str) -> None:

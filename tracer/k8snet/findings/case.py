@@ -71,11 +71,11 @@ NETFILTER_SYMBOLS = frozenset({"nf_hook_slow", "nft_do_chain", "nfqnl_reinject",
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 
 
-def pod_name(owner: Owner) -> str | None:
-    """The pod that a netns belongs to: `namespace/name`, its UID when that is all that is known, else None."""
+def pod_name(owner: Owner, netns: int) -> str | None:
+    """The pod that a netns belongs to: `namespace/name`, else its UID, else the netns; None: it is no pod's."""
     if owner.pod is not None:
         return owner.pod.key
-    return owner.uid if owner.role is Role.POD else None
+    return (owner.uid or f"netns:{netns}") if owner.role is Role.POD else None
 
 
 class Kernel(Protocol):
@@ -194,7 +194,8 @@ class Case:
     def refused_by(self) -> Packet | None:
         """The RST or ICMP error that told the client no."""
         for packet in self.flow.packets:
-            unreachable = packet.is_icmp_error and packet.key.icmp[0] in (1, 3)
+            # Type 3 (ICMPv6: 1) is "unreachable"; code 4 of it only asks for smaller packets.
+            unreachable = packet.is_icmp_error and packet.key.icmp[0] in (1, 3) and packet.key.icmp != (3, 4)
             if packet.direction is Direction.REPLY and (packet.is_rst or unreachable) and self._arrived(packet):
                 return packet
         return None

@@ -18,8 +18,8 @@ from typing import Final
 from k8snet.event import Address, CtStatus, Event, FiveTuple, ProbeId
 from k8snet.findings.case import UNSPECIFIED, Case, Death, pod_name
 from k8snet.flow.model import Direction, Packet
-from k8snet.kernel.rules import UNKNOWN, NamedRule
-from k8snet.report import Place, Severity
+from k8snet.kernel.rules import UNKNOWN, NamedRule, words
+from k8snet.report import Place, Severity, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Entry:
     severity: Severity
     about: str  # when it is given, in one sentence
     match: Callable[[Case], Match | None]
+    verdict: Verdict | None = None  # how such a flow ends, where its last event is somebody else's business
     by_absence: bool = False  # it rests on what was *not* seen: withheld while events are being lost
 
 
@@ -104,7 +105,7 @@ def hairpin_off(case: Case) -> Match | None:
         evidence=(*_evidence(case, death), *((f"{setting} = {mode}",) if mode is not None else ())),
         fix=(
             f"{_enter(case, event.netns)}bridge link set dev {shlex.quote(event.ifname)} hairpin on",
-            "# To make it last: kubelet --hairpin-mode=hairpin-veth, or hairpinMode: true in the CNI's bridge plug-in.",
+            "# To make it last: hairpinMode: true in the configuration of the CNI's bridge plug-in.",
         ),
         direction=death.direction,
     )
@@ -127,7 +128,7 @@ def ip_forward_off(case: Case) -> Match | None:
             why="The packet is for another host, and this node is not allowed to forward.",
             evidence=(*_evidence(case, death), f"sysctl {sysctl} = 0"),
             fix=(
-                f"{_enter(case, death.event.netns)}sysctl -w {sysctl}=1",
+                f"{_enter(case, death.event.netns)}sysctl -w {shlex.quote(sysctl)}=1",
                 f"# To make it last: echo '{sysctl} = 1' > /etc/sysctl.d/99-kubernetes.conf",
             ),
             direction=death.direction,
@@ -160,7 +161,7 @@ def rp_filter(case: Case) -> Match | None:
                 f"{_enter(case, event.netns)}ip route get {source}",
                 f"# Mend the route to or from {source}, so that both directions use one device.",
                 "# If it is meant that they differ:",
-                f"{_enter(case, event.netns)}sysctl -w {' '.join(f'{name}=2' for name in names)}",
+                f"{_enter(case, event.netns)}sysctl -w {shlex.join(f'{name}=2' for name in names)}",
             ),
             direction=death.direction,
         )
@@ -250,7 +251,7 @@ def forward_policy_drop(case: Case) -> Match | None:
         fix=_mend_rule(case, death),
         direction=death.direction,
         named_by=rule.by,
-        also=("docker sets this policy each time it starts; firewalld and ufw do when they are reloaded",),
+        also=("docker sets this policy when it switches IP forwarding on; firewalld has it while it reloads",),
     )
 
 
@@ -474,7 +475,7 @@ FINDINGS: Final = (
     Entry("RULE_REJECT", Severity.FAIL, "a rule rejected it", rule_reject),
     Entry("RULE_DROP", Severity.FAIL, "a rule dropped it", rule_drop),
     Entry("NOT_LISTENING", Severity.FAIL, "nothing listens on the port", not_listening),
-    Entry("DNAT_MISS", Severity.FAIL, "the Service's address was not translated", dnat_miss),
+    Entry("DNAT_MISS", Severity.FAIL, "the Service's address was not translated", dnat_miss, verdict=Verdict.NO_REPLY),
     Entry("KERNEL_DROP", Severity.FAIL, "the kernel dropped it for another reason", kernel_drop),
     Entry("NO_REPLY", Severity.FAIL, "the request arrived, the application did not answer", no_reply, by_absence=True),
     Entry("REFUSED", Severity.FAIL, "another host refused it", refused),
@@ -537,7 +538,9 @@ def _owner(case: Case, place: Place) -> str:
 
 def _at(case: Case, event: Event) -> Place:
     owner = case.owner(event.netns)
-    return Place(netns=event.netns or None, node=owner.node, pod=pod_name(owner), device=event.ifname or None)
+    return Place(
+        netns=event.netns or None, node=owner.node, pod=pod_name(owner, event.netns), device=event.ifname or None
+    )
 
 
 def _place(case: Case, death: Death) -> Place:
@@ -675,22 +678,23 @@ def _mend_rule(case: Case, death: Death) -> tuple[str, ...]:
     table = rule.table.split()[-1]
     option = "" if table == "filter" else f"-t {table} "
     if rule.policy and rule.text.startswith("-P "):
-        lines: tuple[str, ...] = (f"{enter}{_tool(rule)} {option}-P {rule.chain} ACCEPT",)
+        lines: tuple[str, ...] = (f"{enter}{_tool(rule)} {option}-P {shlex.quote(rule.chain)} ACCEPT",)
         if rule.chain == "FORWARD":
             lines = (
                 *lines,
-                "# docker sets DROP each time it starts: docs/findings/FORWARD_POLICY_DROP.md makes it last.",
+                "# Who set it may set it again: docs/findings/FORWARD_POLICY_DROP.md says how to make it last.",
             )
     elif rule.text.startswith("-A "):
-        lines = (f"{enter}{_tool(rule)} {option}-D {rule.text[3:]}",)
-        if rule.owner in _OWNER_ADVICE:
-            lines = ()  # whoever owns the rule would write it again
+        # Whoever owns the rule would write it again. iptables-save quotes for its own reader, not for a shell.
+        delete = shlex.join(words(rule.text)[1:])
+        lines = () if rule.owner in _OWNER_ADVICE else (f"{enter}{_tool(rule)} {option}-D {delete}",)
     else:
         handle = re.search(r"# handle (\d+)", rule.text)
+        place = shlex.join([*rule.table.split(), rule.chain])
         lines = (
-            (f"{enter}nft delete rule {rule.table} {rule.chain} handle {handle[1]}",)
+            (f"{enter}nft delete rule {place} handle {handle[1]}",)
             if handle
-            else (f"{enter}nft -a list chain {rule.table} {rule.chain}",)
+            else (f"{enter}nft -a list chain {place}",)
         )
     return (*lines, advice) if advice else lines
 

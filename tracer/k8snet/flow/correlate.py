@@ -152,9 +152,8 @@ class Correlator:
 
     def _packet(self, flow: Flow, direction: Direction, event: Event) -> Packet:
         key = PacketKey.of(event, direction)
-        same = [
-            p for p in reversed(flow.packets) if p.key == key and event.ktime_ns - p.last.ktime_ns <= SAME_PACKET_NS
-        ]
+        alike = reversed(flow.by_key.get(key, []))
+        same = [p for p in alike if event.ktime_ns - p.last.ktime_ns <= SAME_PACKET_NS]
         if event.probe in AT_DEVICE:
             # Equal bytes a second time at one device are another packet (UDP without an IP id).
             same = [p for p in same if not p.seen_at(event)]
@@ -164,7 +163,7 @@ class Correlator:
             same[0].events.append(event)
             return same[0]
         packet = Packet(direction, key, [event])
-        flow.packets.append(packet)
+        flow.add(packet)
         return packet
 
 

@@ -18,6 +18,11 @@ from k8snet.kernel.ruletrace import RuleStep
 AT_DEVICE = (ProbeId.NET_DEV_QUEUE, ProbeId.NETIF_RECEIVE_SKB)
 
 
+# Of one flow so many packets are kept: the handshake, the end, and between them those that something happened to.
+# Guesses: a window of full size is some 40 GSO skbs, and a report draws one packet a direction.
+KEEP_FIRST, KEEP_LAST, KEEP_MOST = 32, 256, 1024
+
+
 class Direction(StrEnum):
     """Conntrack's two directions: who sent the first packet is the client."""
 
@@ -77,6 +82,11 @@ class Packet:
         return self.events[-1]
 
     @property
+    def dropped(self) -> bool:
+        """A kfree_skb belongs to it (which need not be a loss)."""
+        return any(e.probe is ProbeId.KFREE_SKB for e in self.events)
+
+    @property
     def is_icmp_error(self) -> bool:
         """It is an ICMP error about this flow, not a packet of it."""
         return self.key.icmp_error
@@ -132,6 +142,26 @@ class Flow:
     ct_orig: FiveTuple | None = None  # of the netns that translates (the node), else the first one seen
     ct_reply: FiveTuple | None = None
     ct_status: int = 0  # CtStatus bits
+    forgotten: int = 0  # packets that came through and are no longer in `packets`
+    by_key: dict[PacketKey, list[Packet]] = field(default_factory=dict, repr=False)
+
+    def add(self, packet: Packet) -> None:
+        """Take one more packet; of a long connection the middle is forgotten, as far as it was uneventful."""
+        self.packets.append(packet)
+        self.by_key.setdefault(packet.key, []).append(packet)
+        if len(self.packets) >= KEEP_MOST:
+            self._forget()
+
+    def _forget(self) -> None:
+        first, middle, last = self.packets[:KEEP_FIRST], self.packets[KEEP_FIRST:-KEEP_LAST], self.packets[-KEEP_LAST:]
+        # What was dropped and came through the second time is no event any more.
+        through = {(p.direction, p.key.seq) for p in (*middle, *last) if not p.dropped}
+        eventful = [p for p in middle if p.is_icmp_error or (p.dropped and (p.direction, p.key.seq) not in through)]
+        self.forgotten += len(middle) - len(eventful)
+        self.packets = [*first, *eventful[-KEEP_LAST:], *last]
+        self.by_key = {}
+        for packet in self.packets:
+            self.by_key.setdefault(packet.key, []).append(packet)
 
     def directed(self, direction: Direction) -> list[Packet]:
         """Its packets in one direction, without ICMP errors."""

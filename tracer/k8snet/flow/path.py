@@ -8,7 +8,7 @@ out: the way of a packet is the way of the copy that got furthest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from k8snet.cluster.interfaces import Owner, Role
 from k8snet.event import Encap, Event, FiveTuple, ProbeId
@@ -39,7 +39,12 @@ def hops(packet: Packet, surface: Surface, death: Death | None = None, chains: s
         way.append(_hop(event, surface, _us(event, start), direction, event.packet, device=event.ifname))
     if death is not None and death.event.packet is not None:
         way += _translation(packet, before, death.event, start, surface, chains)
-        way.append(_death_hop(death, surface, _us(death.event, start), death.event.packet))
+        end = _death_hop(death, surface, _us(death.event, start), death.event.packet)
+        here = way[-1] if way else None
+        if here and end.device and (here.netns, here.device, here.direction) == (end.netns, end.device, "in"):
+            way[-1] = replace(here, verdict=end.verdict, detail=end.detail)
+        else:
+            way.append(end)
     return tuple(way)
 
 
@@ -112,7 +117,7 @@ def _hop(
         us=us,
         netns=event.netns,
         node=owner.node,
-        pod=pod_name(owner),
+        pod=pod_name(owner, event.netns),
         device=device,
         direction=direction,
         header=header,
@@ -137,7 +142,7 @@ def _death_hop(death: Death, surface: Surface, us: float, header: FiveTuple) -> 
         us=us,
         netns=event.netns,
         node=owner.node,
-        pod=pod_name(owner),
+        pod=pod_name(owner, event.netns),
         device=None if death.hook else (event.ifname or None),
         direction=death.hook or "in",
         header=header,

@@ -1,8 +1,8 @@
 """What this kernel and this user let us see: gathered once, judged by a pure function, printed by `k8snet check`.
 
-In: the running machine. Out: `Abilities`, a list of facts and the status of each probe. All that is missing is said at
-once, not the first thing only. Probes are really loaded and attached, with a filter that nothing matches, and taken away
-again; everything else is only read. What surprises: whether rules can be named is not tried, because that would
+In: the running machine. Out: `Abilities`, a list of facts and the status of each probe. All that is missing is said
+at once, not the first thing only. Probes are really loaded and attached, with a filter that nothing matches, and taken
+away again; everything else is only read. What surprises: whether rules can be named is not tried, because that would
 make a table and may load modules; it is told from what the kernel has.
 """
 
@@ -22,6 +22,7 @@ from k8snet.event import ProbeId
 from k8snet.kernel.libbpf import KERNEL_BTF, LIBRARY, KernelBtf, library
 from k8snet.kernel.loader import OBJECT, Filter, ProbeStatus, Tracer
 from k8snet.kernel.symbols import KALLSYMS
+from k8snet.probes import ESSENTIAL
 
 # Documentation address (RFC 5737): no packet has it.
 _NOBODY: Final = Filter((IPv4Address("192.0.2.1"),), (IPv4Address("192.0.2.2"),))
@@ -35,7 +36,6 @@ _CAPABILITIES: Final = (
     (39, "BPF", "probes cannot be loaded"),
 )
 _TRACING: Final = {"PERFMON", "BPF"}
-ESSENTIAL: Final = {ProbeId.NET_DEV_QUEUE, ProbeId.NETIF_RECEIVE_SKB, ProbeId.KFREE_SKB}
 
 
 class Tracing(StrEnum):
@@ -85,7 +85,7 @@ def look() -> Abilities:
             with Tracer(_NOBODY, also=tuple(ProbeId)) as tracer:
                 probes = tracer.start()
             facts.append(Fact("ring buffer", True, "events can be handed over", required=True))
-        except K8snetError as error:
+        except K8snetError as error:  # said as one more fact, beside the others
             facts.append(Fact("programs", False, error.problem, "nothing can be traced", error.remedy, required=True))
         with KernelBtf() as btf:
             facts += [_drop_reasons(btf), _symbols(), *_rule_naming(btf)]
@@ -157,7 +157,7 @@ def _symbols() -> Fact:
 
 
 def _rule_naming(btf: KernelBtf) -> list[Fact]:
-    """Whether the rule to blame can be named by rule tracing: for nftables and iptables-nft, and for iptables-legacy."""
+    """Whether the rule to blame can be named by tracing: of nftables and iptables-nft, of iptables-legacy."""
     loss = "the rule to blame is told from counters and from the place of the drop"
     facts = []
     if not btf.parameters("nft_do_chain", "nf_tables") and not _module("nf_tables"):

@@ -47,11 +47,12 @@ class Facts:
 class Blame:
     """Watches the rules of several netns while a trace runs; afterwards names the one behind each drop."""
 
-    def __init__(self, places: Iterable[Netns], match: Match, *, read_only: bool) -> None:
+    def __init__(self, places: Iterable[Netns], match: Match, guardian: Guardian, *, read_only: bool) -> None:
         self.steps: list[RuleStep] = []
         self.notes: list[str] = []
         self._places = {netns.inum: netns for netns in places}
         self._match = match
+        self._guardian = guardian
         self._read_only = read_only
         self._stack = ExitStack()
         self._traces: dict[int, RuleTrace] = {}
@@ -60,11 +61,10 @@ class Blame:
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
-            guardian = undo.enter_context(Guardian())
             for inum, netns in self._places.items():
                 with contextlib.suppress(OSError):  # it is going away: its packets are still followed
                     self._counters_before[inum] = counters.Snapshot.take(netns)
-                    self._watch(undo, netns, guardian)
+                    self._watch(undo, netns)
             self._stack = undo.pop_all()
         return self
 
@@ -73,10 +73,10 @@ class Blame:
     ) -> None:
         self._stack.close()
 
-    def _watch(self, undo: ExitStack, netns: Netns, guardian: Guardian) -> None:
+    def _watch(self, undo: ExitStack, netns: Netns) -> None:
         if not self._read_only:
             try:
-                trace = undo.enter_context(RuleTrace(netns, self._match, guardian))
+                trace = undo.enter_context(RuleTrace(netns, self._match, self._guardian))
             except K8snetError as why:
                 self.notes.append(f"{why.problem}: rules are named by counters there")
             else:

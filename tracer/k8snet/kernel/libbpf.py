@@ -102,6 +102,13 @@ def library() -> _Library:
     return _library
 
 
+def give_back_memory() -> None:
+    """Let the system have what loading needed for a moment: glibc keeps some 10 MiB of it otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _failure(what: str, status: int | None = None) -> BpfError:
     errno = -status if status else ctypes.get_errno()
     log = library().take_log()

@@ -21,7 +21,18 @@ from typing import Final, Self
 
 from k8snet.errors import K8snetError
 from k8snet.event import Address, ProbeId
-from k8snet.kernel.libbpf import KERNEL_BTF, LIBRARY, STRUCT, BpfError, KernelBtf, Link, Object, RingBuffer, library
+from k8snet.kernel.libbpf import (
+    KERNEL_BTF,
+    LIBRARY,
+    STRUCT,
+    BpfError,
+    KernelBtf,
+    Link,
+    Object,
+    RingBuffer,
+    give_back_memory,
+    library,
+)
 from k8snet.probes import PROBES, Probe
 
 OBJECT: Final = Path(__file__).parents[1] / "objects" / "k8snet.bpf.o"
@@ -118,6 +129,7 @@ class Tracer:
         except BaseException:
             self.close()
             raise
+        give_back_memory()
         return tuple(ProbeStatus(p, p not in refused, refused.get(p, "")) for p in self._wanted)
 
     def drain(self, limit: int = DRAIN_LIMIT) -> list[bytes]:

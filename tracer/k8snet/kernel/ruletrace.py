@@ -37,6 +37,7 @@ from k8snet.kernel.nfnetlink import (
     attributes,
     chain,
     number,
+    tables,
     text,
     verdict_name,
 )
@@ -186,7 +187,10 @@ class RuleTrace(contextlib.AbstractContextManager["RuleTrace"]):
         nft = stack.enter_context(Nft(self.netns.path))
         problem = ""
         # Another run may hold the name, or have left it; a kernel or an nft may not know `owner` (5.10).
+        taken = {table.name for table in tables(self._ask)} if self._ask is not None else set()
         for name in (TABLE, *(f"{TABLE}_{n}" for n in range(2, 10))):
+            if name in taken:
+                continue
             change = NftTable(self.netns.inum, self.netns.path, "inet", name)
             for owner in (True, False):
                 if not owner:

@@ -105,6 +105,12 @@ class Lab:
             keeper, self._keeper = self._keeper, None
             _reap(keeper)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it still stands: anybody may have said `k8snet lab down`."""
+        state = current()
+        return state is not None and state.keeper == self._keeper
+
     def __enter__(self) -> Self:
         return self
 

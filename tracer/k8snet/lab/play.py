@@ -1,11 +1,11 @@
-"""Trace a scenario's traffic through the broken lab, and hold what came out against what had to come out."""
+"""Trace a scenario's traffic through the lab, as `k8snet trace --send` would."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from k8snet.lab.scenarios import Expected, Scenario
-from k8snet.report import Finding, Report, Verdict
+from k8snet.lab.scenarios import Scenario
+from k8snet.report import Report
 
 if TYPE_CHECKING:
     from k8snet.lab.lab import Lab
@@ -42,35 +42,3 @@ def play(
         tiers=tiers,
     )
     return run_trace(request, look(lab.inventory), watcher)
-
-
-def differences(report: Report, expected: Expected) -> list[str]:
-    """Where the report is not what the scenario expects, one sentence each; empty: it is as expected."""
-    wrong = []
-    if report.verdict is not expected.verdict:
-        wrong.append(f"verdict is {report.verdict}, expected {expected.verdict}")
-    codes = [f.code for f in report.findings]
-    if codes != ([expected.code] if expected.code else []):
-        wrong.append(f"findings are {codes or 'none'}, expected {expected.code or 'none'}")
-    elif report.findings:
-        wrong += _misplaced(report.findings[0], expected)
-    if expected.verdict is Verdict.DELIVERED and report.answered != report.connections:
-        wrong.append(f"{report.answered} of {report.connections} connections answered")
-    return wrong
-
-
-def _misplaced(finding: Finding, expected: Expected) -> list[str]:
-    where = finding.where
-    pairs = (
-        ("node", where.node if expected.pod is None else None, expected.node),
-        ("pod", where.pod, expected.pod),
-        ("device", where.device, expected.device),
-        ("hook", where.hook, expected.hook),
-        ("chain", where.chain, expected.chain),
-        ("rule", where.rule, expected.rule),
-        ("direction", finding.direction, expected.direction),
-    )
-    wrong = [f"{name} is {found!r}, expected {wanted!r}" for name, found, wanted in pairs if wanted and found != wanted]
-    if expected.node and where.pod:
-        wrong.append(f"it is in pod {where.pod}, expected the node's own netns")
-    return wrong

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from k8snet.errors import K8snetError
 from k8snet.kernel.netns import entered
 from k8snet.lab.namespaces import sysctl
-from k8snet.report import Severity, Verdict
+from k8snet.report import Verdict
 
 if TYPE_CHECKING:
     from k8snet.lab.lab import Lab
@@ -257,11 +257,10 @@ def differences(lab: Lab, expected: Expected, report: Report) -> list[str]:
         wrong.append(f"verdict: expected {expected.verdict.value}, found {report.verdict.value}")
     if expected.code is None:
         return [*wrong, *(f"a finding where there is nothing to find: {f.code}" for f in report.findings)]
-    failures = [finding for finding in report.findings if finding.severity is Severity.FAIL]
-    if [finding.code for finding in failures] != [expected.code]:
-        found = ", ".join(finding.code for finding in failures) or "none"
-        return [*wrong, f"finding: expected {expected.code}, found {found}"]
-    return [*wrong, *_misplaced(lab, expected, failures[0])]
+    codes = [finding.code for finding in report.findings]
+    if codes != [expected.code]:
+        return [*wrong, f"finding: expected {expected.code}, found {', '.join(codes) or 'none'}"]
+    return [*wrong, *_misplaced(lab, expected, report.findings[0])]
 
 
 def _misplaced(lab: Lab, expected: Expected, finding: Finding) -> list[str]:

@@ -42,6 +42,9 @@ class HopLines:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
+    def ready(self) -> None:
+        """Nothing: every line is a hop or the report."""
+
     def hop(self, direction: str, packet: str, hop: Hop) -> None:
         """One line, at once: whoever reads the pipe wants to see it now."""
         self._stream.write(json.dumps(hop_document(direction, packet, hop)) + "\n")

@@ -1,9 +1,9 @@
 """What is seen while a trace runs: the ways of the packets, growing, in the form that the report will have.
 
 In: hops, notes and counts as the trace comes by them. Out: a view on the terminal that is wiped when the trace ends,
-because the report follows; lines when `plain` is asked for; otherwise nothing. The view starts with the first call and
-not with the `with` block: rich takes a tenth of a second to import, which is not to delay the first probe. There is
-no thread: each call redraws when the last drawing is old enough.
+because the report follows; lines when `plain` is asked for; otherwise one line when it begins. The view starts with
+the first call and not with the `with` block: rich takes a tenth of a second to import, which is not to delay the first
+probe. There is no thread: each call redraws when the last drawing is old enough.
 """
 
 from __future__ import annotations
@@ -73,6 +73,13 @@ class Live:
         finally:
             # A second Ctrl-C may have come in the middle of that.
             view.console.show_cursor(True)
+
+    def ready(self) -> None:
+        """All probes are attached. Said even where nothing is drawn: a script waits for it."""
+        if self._draws:
+            self._redraw()
+        else:
+            self._say(f"tracing {self._title}; Ctrl-C ends with the report")
 
     def hop(self, direction: str, packet: str, hop: Hop) -> None:
         """A packet was seen at another place."""

@@ -63,12 +63,6 @@ static __always_inline __u8 nf_trace_of(const struct sk_buff *skb)
 	return bpf_core_field_exists(skb->nf_trace) ? BPF_CORE_READ_BITFIELD(skb, nf_trace) : 0;
 }
 
-/* `zone` depends on CONFIG_NF_CONNTRACK_ZONES. */
-static __always_inline __u16 zone_of(const struct nf_conn *ct)
-{
-	return bpf_core_field_exists(ct->zone) ? BPF_CORE_READ(ct, zone.id) : 0;
-}
-
 /* `unsigned int` on 5.10, `u8` on 6.1 and later: a typed load is narrowed by libbpf, a probe read would take `pf` along. */
 static __always_inline __u8 hook_of(const struct nf_hook_state *state)
 {

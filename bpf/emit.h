@@ -85,11 +85,24 @@ static __always_inline void fill_conntrack(struct event *e, struct match *m, con
 	conntrack_reply(&m->reply, ct);
 	e->ct_orig = m->orig;
 	e->ct_reply = m->reply;
-	e->ct_status = BPF_CORE_READ(ct, status);
-	e->ct_zone = zone_of(ct);
+	e->ct_status = conntrack_status(ct);
+	e->ct_zone = conntrack_zone(ct);
 	/* The outer packet of a tunnel has an entry of its own, which says nothing about this flow. */
 	if (m->orig.family && !m->encap)
 		learn(&m->orig, &m->reply);
+}
+
+static __always_inline void fill_gso(struct event *e, const struct skb_shared_info *shared)
+{
+	if (typed_views) {
+		const struct skb_shared_info *typed = UNTRUSTED(struct skb_shared_info, shared);
+
+		e->gso_size = typed->gso_size;
+		e->gso_segs = typed->gso_segs;
+	} else {
+		e->gso_size = BPF_CORE_READ(shared, gso_size);
+		e->gso_segs = BPF_CORE_READ(shared, gso_segs);
+	}
 }
 
 static __always_inline void fill_skb(struct event *e, const struct sk_buff *trusted)
@@ -97,7 +110,6 @@ static __always_inline void fill_skb(struct event *e, const struct sk_buff *trus
 	const struct sk_buff *skb = UNTRUSTED(struct sk_buff, trusted);
 	const struct net_device *dev = skb->dev;
 	const struct sock *sk = skb->sk;
-	__u32 gso; /* gso_size and gso_segs are neighbours on every kernel */
 
 	e->skb = (__u64)skb;
 	e->len = skb->len;
@@ -110,9 +122,7 @@ static __always_inline void fill_skb(struct event *e, const struct sk_buff *trus
 		fill_device(e, dev);
 	else if (sk)
 		e->netns = netns_of_sock(sk);
-	bpf_core_read(&gso, sizeof(gso), &((const struct skb_shared_info *)(skb->head + skb->end))->gso_size);
-	e->gso_size = gso;
-	e->gso_segs = gso >> 16;
+	fill_gso(e, (const struct skb_shared_info *)(skb->head + skb->end));
 }
 
 /* Out of line, so that what a packet of others runs through fits into a few cache lines. */

@@ -182,21 +182,17 @@ static __always_inline bool wrapped_may_match(__u8 protocol, __u64 l4)
 static __always_inline bool conntrack_may_match(const struct sk_buff *skb, bool v4)
 {
 	const struct nf_conn *ct = conntrack_of(skb);
-	__u64 addr[2];
+	const __u64 *source; /* the original tuple begins with its source address */
+	__u64 copy[2];
 
 	if (!ct)
 		return false;
-	/* The original tuple begins with its source address. */
-	if (nf_conn_type) {
-		const struct nf_conn *typed = bpf_rdonly_cast(ct, nf_conn_type);
-		const __u64 *source = (const __u64 *)&typed->tuplehash[0].tuple;
-
-		addr[0] = source[0];
-		addr[1] = source[1];
-	} else {
-		bpf_probe_read_kernel(addr, sizeof(addr), &ct->tuplehash[0].tuple);
+	source = (const __u64 *)&ct->tuplehash[0].tuple;
+	if (!nf_conn_type) {
+		bpf_probe_read_kernel(copy, sizeof(copy), source);
+		source = copy;
 	}
-	return v4 ? has_client4(addr[0], addr[0]) : is_client6(addr);
+	return v4 ? has_client4(source[0], source[0]) : is_client6(source);
 }
 
 static __always_inline bool may_match4(const struct sk_buff *skb, __u64 at)

@@ -92,12 +92,12 @@ static __always_inline void parse_transport(struct header *h, __u64 at, __u32 ro
 	h->payload_len = h->payload_len > header_length ? h->payload_len - header_length : 0;
 }
 
-/* The IPv4 header in `ip`; its length, 0 when it is none. */
+/* An IPv4 header; its length, 0 when that cannot be. */
 static __always_inline __u32 parse_ipv4(struct header *h, const struct iphdr *ip)
 {
 	__u32 ihl = (ip->version_ihl & 0xf) * 4, length = bpf_ntohs(ip->tot_len);
 
-	if (ip->version_ihl >> 4 != 4 || ihl < sizeof(*ip))
+	if (ihl < sizeof(*ip))
 		return 0;
 	*(__be32 *)h->tuple.saddr = ip->saddr;
 	*(__be32 *)h->tuple.daddr = ip->daddr;
@@ -110,9 +110,10 @@ static __always_inline __u32 parse_ipv4(struct header *h, const struct iphdr *ip
 	return ihl;
 }
 
-/* The IPv6 header in `ip`, which is at `at`, with a fragment header if there is one; its length, 0 when it is none. */
-static __always_inline __u32 parse_ipv6(struct header *h, const struct ipv6hdr *ip, __u64 at)
+/* The IPv6 header at `at`, with a fragment header if there is one; its length, 0 when it is none. */
+static __always_inline __u32 parse_ipv6(struct header *h, __u64 at)
 {
+	VIEW(struct ipv6hdr, ip, at);
 	struct {
 		__u8 next, reserved;
 		__be16 offset;
@@ -122,7 +123,10 @@ static __always_inline __u32 parse_ipv6(struct header *h, const struct ipv6hdr *
 
 	if ((ip->version_flow & 0xf0) != 0x60)
 		return 0;
-	__builtin_memcpy(h->tuple.saddr, ip->saddr, 32);
+	for (int i = 0; i < 2; i++) {
+		((__u64 *)h->tuple.saddr)[i] = ((const __u64 *)ip->saddr)[i];
+		((__u64 *)h->tuple.daddr)[i] = ((const __u64 *)ip->daddr)[i];
+	}
 	h->tuple.protocol = ip->nexthdr;
 	h->tuple.family = AF_INET6;
 	h->ttl = ip->hop_limit;
@@ -145,18 +149,13 @@ static __always_inline __u32 parse_ipv6(struct header *h, const struct ipv6hdr *
  */
 static __noinline bool parse(struct header *h, __u64 at, __u32 room)
 {
-	union {
-		struct iphdr v4;
-		struct ipv6hdr v6;
-	} ip;
+	VIEW(struct iphdr, ip, at);
 	__u32 size;
 
 	__builtin_memset(h, 0, sizeof(*h));
-	if (room < sizeof(ip.v4))
+	if (room < sizeof(*ip))
 		return false;
-	/* 40 bytes may reach beyond the linear part of a tiny IPv4 packet, into the skb's own shared info: readable. */
-	bpf_probe_read_kernel(&ip, sizeof(ip), (void *)at);
-	size = ip.v4.version_ihl >> 4 == 4 ? parse_ipv4(h, &ip.v4) : parse_ipv6(h, &ip.v6, at);
+	size = ip->version_ihl >> 4 == 4 ? parse_ipv4(h, ip) : parse_ipv6(h, at);
 	if (!size || room < size)
 		return false;
 	h->l4 = size;

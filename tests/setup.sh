@@ -4,6 +4,8 @@
 # environment .venv with the project in it. Done once: a stamp holds the hash of what it depends on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Otherwise an interrupted command would look like one that failed, and be tried again.
+trap 'exit 130' INT TERM
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -37,7 +39,7 @@ lacking() {
     done
     return 1
 }
-if [[ -r $stamp && $(<"$stamp") == "$inputs" ]] && ! lacking && { [[ $group != base ]] || .venv/bin/python -c ''; }; then
+if [[ -r $stamp && $(<"$stamp") == "$inputs" ]] && ! lacking && [[ $group != base || -x .venv/bin/python ]]; then
     exit 0
 fi
 

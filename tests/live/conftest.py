@@ -19,6 +19,11 @@ def patience() -> float:
     return float(os.environ.get("K8SNET_PATIENCE", "1.0"))
 
 
+# Starts, kills and races processes a hundred times: it takes minutes where the machine is emulated, and says nothing of
+# the kernel that it did not say on the running one.
+about_processes = pytest.mark.skipif("K8SNET_VM" in os.environ, reason="about processes, not about the kernel")
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Without root not one of these tests can run: one line instead of a page of skips."""
     if os.geteuid() != 0 and not session.config.option.collectonly:

@@ -26,6 +26,7 @@ from k8snet.lab.cluster import CLUSTER_CIDR, INVENTORY
 from k8snet.lab.lab import BACKENDS, Lab
 from k8snet.lab.scenarios import SCENARIOS, Scenario
 from k8snet.report import Verdict
+from live.conftest import about_processes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
 
@@ -178,6 +179,7 @@ def test_every_broken_scenario_has_a_proof() -> None:
     assert set(PROOF) == {s.name for s in SCENARIOS if s.expected.code}
 
 
+@about_processes
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.expected.code], ids=lambda s: s.name)
 def test_a_scenario_breaks_what_it_says(scenario: Scenario, backend: str) -> None:
@@ -363,6 +365,7 @@ def test_nothing_of_the_host_changes(alone: None, backend: str) -> None:
     assert {key: after[key] for key in before} == before
 
 
+@about_processes
 def test_two_at_once_are_refused_and_the_first_lives_on(alone: None) -> None:
     with Lab.up() as lab:
         with pytest.raises(K8snetError) as refused:
@@ -371,6 +374,7 @@ def test_two_at_once_are_refused_and_the_first_lives_on(alone: None) -> None:
         assert get(lab, "shop/cart", "10.96.0.82", 80) == "shop/payments"
 
 
+@about_processes
 def test_down_twice_is_down(alone: None) -> None:
     lab = Lab.up()
     lab.down()
@@ -379,6 +383,7 @@ def test_down_twice_is_down(alone: None) -> None:
     assert not labs.down()
 
 
+@about_processes
 @pytest.mark.parametrize(("backend", "topology"), [("ipvs", "bridge"), ("iptables-nft", "torus")])
 def test_what_the_lab_cannot_be_is_refused(alone: None, backend: str, topology: str) -> None:
     with pytest.raises(K8snetError, match=r"ipvs|torus"):
@@ -386,6 +391,7 @@ def test_what_the_lab_cannot_be_is_refused(alone: None, backend: str, topology: 
     assert not labs.leftovers()
 
 
+@about_processes
 def test_a_lab_that_was_left_up_outlives_its_command_and_others_take_it_down(alone: None) -> None:
     process = other("iptables-nft", "persist")
     is_up(process)
@@ -399,6 +405,7 @@ def test_a_lab_that_was_left_up_outlives_its_command_and_others_take_it_down(alo
     assert not ours()
 
 
+@about_processes
 def test_a_lab_knows_that_another_command_took_it_down(alone: None) -> None:
     with Lab.up() as lab:
         assert lab.is_up
@@ -407,6 +414,7 @@ def test_a_lab_knows_that_another_command_took_it_down(alone: None) -> None:
     assert not labs.leftovers()
 
 
+@about_processes
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
 def test_the_lab_goes_with_its_command(alone: None, how: signal.Signals) -> None:
     process = other()
@@ -416,6 +424,7 @@ def test_the_lab_goes_with_its_command(alone: None, how: signal.Signals) -> None
     wait_until_gone()
 
 
+@about_processes
 @pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_at_any_moment_it_leaves_nothing(alone: None, how: signal.Signals, after_s: float) -> None:
@@ -426,6 +435,7 @@ def test_interrupted_at_any_moment_it_leaves_nothing(alone: None, how: signal.Si
     wait_until_gone()
 
 
+@about_processes
 def test_the_next_lab_need_not_wait_for_a_killed_one(alone: None) -> None:
     process = other()
     is_up(process)
@@ -435,6 +445,7 @@ def test_the_next_lab_need_not_wait_for_a_killed_one(alone: None) -> None:
         assert get(lab, "shop/cart", "10.96.0.82", 80) == "shop/payments"
 
 
+@about_processes
 def test_what_a_killed_keeper_leaves_the_next_lab_removes(alone: None) -> None:
     process = other("iptables-nft", "persist")
     is_up(process)

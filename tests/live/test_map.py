@@ -122,7 +122,7 @@ def test_every_interface_is_as_ip_shows_it(machine: Machine, name: str) -> None:
         link["ifindex"]: (
             link["ifname"],
             link.get("linkinfo", {}).get("info_kind", "loopback"),
-            None if link["link_type"] == "loopback" else link["address"],
+            link["address"] if link["link_type"] == "ether" else None,
             link["mtu"],
             link["operstate"].lower(),
             link.get("master"),

@@ -53,6 +53,7 @@ ip link set lo up
 export K8SNET_VM=1 PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 HOME=/root
 cd "$directory" || exit 1
 echo "ready after $(cut -d' ' -f1 /proc/uptime) s"
-timeout -k 10 "$limit" "$@"
+# INT, so that pytest tells what it knows before it ends.
+timeout -s INT -k 60 "$limit" "$@"
 echo $? >/run/out/status
 sync

@@ -112,8 +112,8 @@ def _tuple(raw: bytes) -> FiveTuple | None:
 
 
 def _name(raw: bytes) -> str:
-    """A C string as text; what is not printable ASCII is escaped, never trusted."""
-    text = raw.split(b"\0", 1)[0].decode("ascii", "backslashreplace")
+    """A C string as text; what is not printable is escaped, never trusted."""
+    text = raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 

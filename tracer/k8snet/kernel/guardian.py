@@ -30,6 +30,7 @@ from k8snet.kernel.nfnetlink import delete_table
 JOURNAL: Final = Path("/run/k8snet")
 _ANSWER_SECONDS: Final = 5.0  # a guess: the child has one file to open and one to write
 _MESSAGE_MAX: Final = 65536
+_INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,18 @@ class Guardian(contextlib.AbstractContextManager["Guardian"]):
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                ours.close()
-                _child(theirs, parent)
-            finally:
-                os._exit(0)
+        # A Ctrl-C between fork and the child's own handlers would unwind the parent's frames in the child.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    ours.close()
+                    _child(theirs, parent)
+                finally:
+                    os._exit(0)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         ours.settimeout(_ANSWER_SECONDS)
         self._pid, self._socket = pid, ours

@@ -117,6 +117,7 @@ class Tracer:
         try:
             with KernelBtf() as btf:
                 refused = {probe: why for probe in self._wanted if (why := _absent(probe, btf))}
+                self._try_functions(refused)
                 self._object = self._load(btf, refused)
             self.add_peers(self._filter.peers)
             self._ring = RingBuffer(self._object.map("events"))
@@ -178,6 +179,25 @@ class Tracer:
             self._object.close()
             self._object = None
 
+    def _try_functions(self, refused: dict[Probe, str]) -> None:
+        """Load the smallest program on a function by itself: if that is forbidden, so is all of tier 2.
+
+        Costs 15 ms where it works, and saves 60 ms of loading everything twice where it does not.
+        """
+        functions = [probe for probe in self._wanted if probe.tier == 2 and probe not in refused]
+        if not functions:
+            return
+        smallest = functions[0].programs[0]
+        with Object(self._path) as trial:
+            for name, program in trial.programs.items():
+                program.autoload = name == smallest
+            trial.map("events").set_max_entries(os.sysconf("SC_PAGESIZE"))
+            try:
+                trial.load()
+            except BpfError as error:
+                if error.errno in (errno.EPERM, _ENOTSUPP):
+                    refused |= dict.fromkeys(functions, _reason(error))
+
     def _load(self, btf: KernelBtf, refused: dict[Probe, str]) -> Object:
         """The object, loaded with the wanted probes that the kernel takes; the others are added to `refused`."""
         owner = {program: probe for probe in self._wanted for program in probe.programs}
@@ -194,10 +214,7 @@ class Tracer:
                 culprit = owner.get(error.program or "")
                 if culprit is None or culprit in refused:
                     raise
-                refused[culprit] = why = _reason(error)
-                if culprit.tier == 2 and error.errno in (errno.EPERM, _ENOTSUPP):
-                    # Functions as such are out of reach: do not load everything again to hear it of each.
-                    refused |= {probe: why for probe in self._wanted if probe.tier == 2 and probe not in refused}
+                refused[culprit] = _reason(error)
                 continue
             except BaseException:
                 candidate.close()

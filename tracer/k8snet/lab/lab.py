@@ -167,8 +167,11 @@ def _keep(report: Report, *, backend: str, topology_name: str, persist: bool) ->
     signal.signal(signal.SIGTERM, _leave)
     children: list[int] = []
     state = State(os.getpid(), _started(os.getpid()) or 0, os.getppid(), backend, topology_name, persist)
+    # Told to go between the lock and the `try`, it would leave the directory that the lock has made.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     with _lock():
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             _sweep()
             _STATE.write_text(json.dumps(asdict(state)), encoding="utf-8")
             _build(children, backend, topology_name)

@@ -145,7 +145,7 @@ def blast(sender: socket.socket) -> list[float]:
 
 
 def overhead(rounds: int) -> dict[str, float]:
-    """Microseconds per forwarded packet, the best of `rounds`, for each set-up."""
+    """Microseconds per forwarded packet for each set-up: the fifth percentile over all rounds."""
     setups: dict[str, Callable[[], AbstractContextManager[None]]] = {
         "nothing": nullcontext,
         "k8snet, no match": lambda: traced(STRANGER),
@@ -160,7 +160,8 @@ def overhead(rounds: int) -> dict[str, float]:
             for name, setup in setups.items():
                 with setup():
                     times[name] += blast(sender)
-    return {name: min(values) for name, values in times.items()}
+    # Not the very best, which is one lucky blast, but what the quiet moments of a busy machine agree on.
+    return {name: sorted(values)[len(values) // 20] for name, values in times.items()}
 
 
 def decoded_without_loss() -> tuple[float, int]:
@@ -203,9 +204,7 @@ def memory() -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--rounds", type=int, default=25, help="interleaved rounds, the best of each counts (default 25)"
-    )
+    parser.add_argument("--rounds", type=int, default=25, help="interleaved rounds (default 25)")
     parser.add_argument("--trace", metavar="CLIENT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.trace:

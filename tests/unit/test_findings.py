@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from k8snet.cluster.inventory import Inventory
 from k8snet.event import CtStatus, Encap, Event, ProbeId
 from k8snet.findings.case import Case
 from k8snet.findings.diagnose import diagnose
@@ -133,6 +134,16 @@ def test_a_service_without_endpoints_is_named() -> None:
     (finding,) = findings(*empty_service_rejected())
     assert finding.code == "NO_ENDPOINTS"
     assert finding.title == "REJECTED on node-1: Service shop/empty:http has no ready endpoints"
+
+
+def test_a_service_without_endpoints_is_named_by_its_rule_when_no_inventory_knows_it() -> None:
+    text = '-A KUBE-SERVICES -d 10.96.0.81/32 -m comment --comment "shop/empty:http has no endpoints" -j REJECT'
+    (finding,) = named(
+        *empty_service_rejected(), rule=rule(text, "KUBE-SERVICES", service="shop/empty"), inventory=Inventory()
+    )
+    assert finding.code == "NO_ENDPOINTS"
+    assert finding.title == "REJECTED on node-1: Service shop/empty:80 has no ready endpoints"
+    assert finding.fix[0].startswith("kubectl -n shop get endpointslices")
 
 
 def test_missing_rules_show_as_the_services_address_leaving_the_node() -> None:

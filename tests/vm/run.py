@@ -124,7 +124,7 @@ class Machine:
             shutil.copy(self.out / "junit.xml", results / f"vm-{self.name}.xml")
         good = status == 0 and passed > 0
         lines = output.splitlines() or (self.work / "console").read_text(errors="replace").splitlines()
-        print("\n".join(lines[-3:] if good else lines[-200:]))
+        print("\n".join([line for line in lines if line.startswith("live on ")] if good else lines[-200:]))
         if not good:
             why = {None: "the machine came to no end", 124: f"stopped after {self.limit / 60:g} minutes"}
             sentence += f"; {why.get(status, f'exit status {status}')}; see {self.work}/console and {self.out}/output"

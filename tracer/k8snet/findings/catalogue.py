@@ -53,35 +53,45 @@ class Entry:
 
 def no_endpoints(case: Case) -> Match | None:
     """A Service without ready endpoints: kube-proxy rejects what is sent to it, or lets it leak."""
-    port, service = case.service_port, case.service
-    if port is None or service is None or port.ready or case.flow.dnat is not None or case.answered:
+    if case.flow.dnat is not None or case.answered:
         return None
+    port, service = case.service_port, case.service
     death = next((d for d in case.deaths if _to_service(case, d.event)), None)
+    rule = death.rule if death is not None and death.rule and NO_ENDPOINTS in death.rule.text else None
+    # kube-proxy's own rule says it, whatever the inventory knows; without the rule the inventory has to.
+    if rule is None and (port is None or service is None or port.ready):
+        return None
     leak = _leak(case)
-    name = f"{service.key}:{port.name or port.port}"
-    named = None
     if death is not None:
         where, evidence = _place(case, death), _evidence(case, death)
-        named = death.rule.by if death.rule else None
     elif leak is not None:
         where, evidence = _at(case, leak), (_seen(case, leak),)
     else:
         return None
-    unready = len(port.endpoints)
+    key = service.key if service else (rule.service if rule else None) or str(case.flow.original.daddr)
+    name = f"{key}:{(port.name or port.port) if port else case.flow.original.dport}"
+    if port is not None:
+        evidence = (*evidence, f"inventory: {name} has {len(port.endpoints)} endpoints, {len(port.ready)} ready")
     return Match(
         title=f"{_ended(case, death)} on {_owner(case, where)}: Service {name} has no ready endpoints",
         where=where,
-        why=f"No ready pod stands behind {name}"
-        + (f" ({unready} {'is' if unready == 1 else 'are'} not ready)" if unready else "")
-        + ", so kube-proxy has nothing to send the connection to.",
-        evidence=(*evidence, f"inventory: {name} has {unready} endpoints, 0 ready"),
-        fix=(
-            f"kubectl -n {service.namespace} get endpointslices -l kubernetes.io/service-name={service.name}",
-            f"kubectl -n {service.namespace} get service {service.name} -o jsonpath='{{.spec.selector}}'",
-            "# Compare the selector with the labels of the pods, and the pods' readiness probes with their state.",
-        ),
+        why=f"No ready pod stands behind {name}, so kube-proxy has nothing to send the connection to.",
+        evidence=evidence,
+        fix=_look_at_endpoints(key),
         direction=Direction.REQUEST,
-        named_by=named,
+        named_by=death.rule.by if death is not None and death.rule else None,
+    )
+
+
+def _look_at_endpoints(key: str) -> tuple[str, ...]:
+    namespace, _, name = key.partition("/")
+    if not name:
+        return ("kubectl get services -A -o wide",)
+    namespace, label = shlex.quote(namespace), shlex.quote(f"kubernetes.io/service-name={name}")
+    return (
+        f"kubectl -n {namespace} get endpointslices -l {label}",
+        f"kubectl -n {namespace} get service {shlex.quote(name)} -o jsonpath='{{.spec.selector}}'",
+        "# Compare the selector with the labels of the pods, and the pods' readiness probes with their state.",
     )
 
 
@@ -239,28 +249,18 @@ def pod_firewall_drop(case: Case) -> Match | None:
 def forward_policy_drop(case: Case) -> Match | None:
     """No rule of the node's FORWARD chain accepted it, and the chain's policy is DROP."""
     death = next((d for d in case.deaths if d.netfilter and d.rule and d.rule.policy and d.hook == "forward"), None)
-    if death is None or death.rule is None:
-        return None
-    rule = death.rule
-    where = _place(case, death)
-    return Match(
-        title=f"{_ended(case, death)} on {_owner(case, where)} in FORWARD: the chain's policy is DROP",
-        where=where,
-        why=f"No rule of {rule.table} {rule.chain} accepted the packet, and the chain's policy is DROP.",
-        evidence=_evidence(case, death),
-        fix=_mend_rule(case, death),
-        direction=death.direction,
-        named_by=rule.by,
-        also=("docker sets this policy when it switches IP forwarding on; firewalld has it while it reloads",),
-    )
+    also = "docker sets this policy when it switches IP forwarding on; firewalld has it while it reloads"
+    return _by_policy(case, death, death.rule, also) if death and death.rule else None
 
 
 def chain_policy_drop(case: Case) -> Match | None:
     """The policy of another base chain than FORWARD is DROP."""
     death = next((d for d in case.deaths if d.netfilter and d.rule and d.rule.policy and d.hook != "forward"), None)
-    if death is None or death.rule is None:
-        return None
-    rule, where = death.rule, _place(case, death)
+    return _by_policy(case, death, death.rule) if death and death.rule else None
+
+
+def _by_policy(case: Case, death: Death, rule: NamedRule, *also: str) -> Match:
+    where = _place(case, death)
     return Match(
         title=f"{_ended(case, death)} on {_owner(case, where)} in {rule.chain}: the chain's policy is DROP",
         where=where,
@@ -269,6 +269,7 @@ def chain_policy_drop(case: Case) -> Match | None:
         fix=_mend_rule(case, death),
         direction=death.direction,
         named_by=rule.by,
+        also=also,
     )
 
 
@@ -622,6 +623,8 @@ def label(packet: Packet) -> str:
         return "DNS query" if request else "DNS answer"
     return f"{packet.key.payload_len} bytes"
 
+
+NO_ENDPOINTS: Final = "has no endpoints"  # in the comment of kube-proxy's REJECT rule
 
 ICMP_ERRORS: Final = {  # RFC 792, RFC 1122, RFC 1812
     (3, 0): "ICMP network unreachable",

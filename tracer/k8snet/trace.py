@@ -28,6 +28,7 @@ from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.loader import Filter, ProbeStatus, Tracer
 from k8snet.kernel.netns import Netns, opened
 from k8snet.kernel.symbols import Symbols
+from k8snet.probes import ESSENTIAL
 from k8snet.report import FlowView, Hop, Party, Report
 from k8snet.send import Sender, Traffic
 from k8snet.summary import PROTOCOLS, summarise
@@ -253,6 +254,9 @@ def _filter(request: Request, world: World) -> Filter:
 def _unattached(statuses: Iterable[ProbeStatus]) -> list[str]:
     """One line for what the chosen probes cannot show; tier 2 is never missed by a verdict."""
     missing = [s for s in statuses if not s.attached and s.probe.tier == 1 and s.probe.default]
+    for status in missing:
+        if status.probe.id in ESSENTIAL:
+            raise K8snetError(f"probe {status.probe.name} cannot be attached: {status.why}", "k8snet check")
     return [f"probe {s.probe.name} not attached ({s.why}): {s.probe.loss}" for s in missing]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,8 @@ def picture() -> str:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(styled(forward_policy_drop(), WIDTH), soft_wrap=True, end="")
     svg = console.export_svg(title=COMMAND, theme=_THEME, unique_id="k8snet")
+    # The font is the viewer's own: a picture in a README asks no other host for one.
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace")
     # Viewers other than browsers (librsvg) trim the no-break spaces that rich writes for indentation.
     return svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
 

@@ -107,10 +107,10 @@ def forward_policy_drop() -> Report:
             ),
             fix=(
                 "iptables-nft -P FORWARD ACCEPT",
-                "# docker sets DROP each time it starts: docs/findings/FORWARD_POLICY_DROP.md makes it last.",
+                "# Who set it may set it again: docs/findings/FORWARD_POLICY_DROP.md says how to make it last.",
             ),
             named_by="nftrace",
-            also=("docker sets this policy each time it starts; firewalld and ufw do when they are reloaded",),
+            also=("docker sets this policy when it switches IP forwarding on; firewalld has it while it reloads",),
         ),
         request(
             (

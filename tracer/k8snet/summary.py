@@ -14,7 +14,7 @@ from k8snet.findings.case import Case, Death
 from k8snet.findings.catalogue import FINDINGS, label
 from k8snet.findings.diagnose import diagnose, merge
 from k8snet.flow.model import Direction, Flow, Packet
-from k8snet.flow.path import Surface, hops
+from k8snet.path import Surface, hops
 from k8snet.report import Finding, FlowView, Party, Path, Report, Severity, Verdict
 
 PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_ICMP: "icmp"}

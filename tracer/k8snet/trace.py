@@ -23,11 +23,11 @@ from k8snet.event import Address, BadRecordError, Event
 from k8snet.findings.case import Case, Surroundings
 from k8snet.flow.correlate import Correlator
 from k8snet.flow.model import AT_DEVICE, Flow, Packet
-from k8snet.flow.path import Surface, hops
 from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.loader import Filter, ProbeStatus, Tracer
 from k8snet.kernel.netns import Netns, opened
 from k8snet.kernel.symbols import Symbols
+from k8snet.path import Surface, hops
 from k8snet.probes import ESSENTIAL
 from k8snet.report import FlowView, Hop, Party, Report
 from k8snet.send import Sender, Traffic

@@ -1,4 +1,4 @@
-"""`python -m k8snet`."""
+"""`python -m k8snet`, and what the installed `k8snet` runs."""
 
 import signal
 import sys
@@ -9,4 +9,5 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from k8snet.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -42,7 +42,7 @@ class Kernel:
     }
     SYMBOLS = (
         "nft_do_chain", "nf_hook_slow", "tcp_v4_rcv", "__udp4_lib_rcv", "ip_error", "ip_rcv_finish_core",
-        "br_handle_frame_finish", "skb_queue_purge", "__netif_receive_skb_core",
+        "br_handle_frame_finish", "skb_queue_purge", "__netif_receive_skb_core", "ping_rcv", "icmp_rcv",
     )  # fmt: skip
 
     def drop_reason(self, number: int) -> str:

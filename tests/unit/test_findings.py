@@ -84,6 +84,18 @@ def test_the_kernels_bookkeeping_is_no_finding(noise: Event) -> None:
     assert codes(*syn_to_backend(), noise, *syn_ack_to_client()) == []
 
 
+@pytest.mark.parametrize("symbol", ["ping_rcv", "icmp_rcv"])
+@pytest.mark.parametrize("reason", [NO_SOCKET, NOT_SPECIFIED])
+def test_an_echo_reply_that_finds_no_ping_socket_was_read_by_a_raw_one(symbol: str, reason: int) -> None:
+    echo = {"protocol": socket.IPPROTO_ICMP, "seq": 1, "payload": 16}
+    there, back = "10.244.1.10:77 > 10.244.1.11", "10.244.1.11:77 > 10.244.1.10"
+    story = [out(there, CART, "eth0", **echo), into(there, WEB, "eth0", **echo)]
+    story += [out(back, WEB, "eth0", **echo), into(back, CART, "eth0", **echo)]
+    story += [drop(back, CART, "eth0", reason, symbol, **echo)]
+    assert codes(*story) == []
+    assert cases(*story)[0].answered
+
+
 def test_forward_policy_drop_is_named_with_its_command() -> None:
     (finding,) = named(*syn_dropped(), rule=rule("-P FORWARD DROP"))
     assert finding.code == "FORWARD_POLICY_DROP"

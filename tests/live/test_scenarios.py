@@ -5,9 +5,12 @@ This is the suite that also runs in the virtual machines. A healthy scenario mus
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from k8snet.lab.lab import BACKENDS, Lab
+from k8snet.lab.lab import BACKENDS, TOPOLOGIES, Lab
+from k8snet.lab.needs import missing
 from k8snet.lab.play import play
 from k8snet.lab.scenarios import SCENARIOS, Scenario, differences
 from k8snet.report import Report, Verdict
@@ -17,8 +20,17 @@ BROKEN = [s for s in SCENARIOS if s.expected.code is not None]
 HEALTHY = [s for s in SCENARIOS if s.expected.code is None]
 
 
-def by_name(scenarios: list[Scenario]) -> list[object]:
-    return [pytest.param(s, id=s.name) for s in scenarios]
+def with_backends(scenarios: list[Scenario]) -> list[object]:
+    """Each scenario with each back end that it makes sense for."""
+    return [pytest.param(s, b, id=f"{s.name}-{b}") for s in scenarios for b in s.backends or BACKENDS]
+
+
+@pytest.fixture(autouse=True)
+def _able(request: pytest.FixtureRequest) -> None:
+    """Skip, with the reason, what this kernel cannot do at all."""
+    scenario = request.getfixturevalue("scenario") if "scenario" in request.fixturenames else None
+    if isinstance(scenario, Scenario) and (why := missing(scenario.needs)):
+        pytest.skip(why)
 
 
 def told(report: Report) -> str:
@@ -28,10 +40,9 @@ def told(report: Report) -> str:
     return f"\n{render(report)}"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scenario", by_name(BROKEN))
+@pytest.mark.parametrize(("scenario", "backend"), with_backends(BROKEN))
 def test_a_broken_lab_names_what_is_broken(scenario: Scenario, backend: str) -> None:
-    with Lab.up(backend=backend) as lab:
+    with Lab.up(backend, scenario.topology) as lab:
         scenario.break_it(lab)
         report = play(lab, scenario, patience=patience())
         assert not differences(lab, scenario.expected, report), told(report)
@@ -66,15 +77,25 @@ def test_a_verdict_does_not_depend_on_tier_2(backend: str) -> None:
     assert first == second
 
 
-# Last in the file: there can be one lab at a time, and this one stays up to the end of the module.
-@pytest.fixture(scope="module", params=BACKENDS)
-def healthy_lab(request: pytest.FixtureRequest) -> object:
-    """One unbroken lab for all healthy scenarios of a back end."""
-    with Lab.up(backend=request.param) as lab:
+# Last in the file: there can be one lab at a time, and this one stays up while its parameters do not change.
+@pytest.fixture(scope="module")
+def healthy_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """One unbroken lab for all healthy scenarios of a back end and topology."""
+    with Lab.up(*request.param) as lab:
         yield lab
 
 
-@pytest.mark.parametrize("scenario", by_name(HEALTHY))
+@pytest.mark.parametrize(
+    ("healthy_lab", "scenario"),
+    [
+        pytest.param((b, t), s, id=f"{s.name}-{b}")
+        for t in TOPOLOGIES
+        for b in BACKENDS
+        for s in HEALTHY
+        if s.topology == t and b in (s.backends or BACKENDS)
+    ],
+    indirect=["healthy_lab"],
+)
 def test_a_healthy_flow_gives_no_finding(healthy_lab: Lab, scenario: Scenario) -> None:
     report = play(healthy_lab, scenario, patience=patience())
     assert not differences(healthy_lab, scenario.expected, report), told(report)

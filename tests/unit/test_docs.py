@@ -16,7 +16,8 @@ import pytest
 
 from k8snet import __version__
 from k8snet.cli import parser
-from k8snet.findings.catalogue import FINDINGS, Entry
+from k8snet.findings.catalogue import FINDINGS
+from k8snet.findings.entry import Entry
 from k8snet.lab.scenarios import SCENARIOS
 
 ROOT: Final = Path(__file__).parents[2]

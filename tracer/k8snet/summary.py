@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from k8snet.event import Address
 from k8snet.findings.case import Case, Death
-from k8snet.findings.catalogue import FINDINGS, label
+from k8snet.findings.catalogue import FINDINGS
 from k8snet.findings.diagnose import diagnose, merge
+from k8snet.findings.words import label
 from k8snet.flow.model import Direction, Flow, Packet
 from k8snet.path import Surface, hops
 from k8snet.report import Finding, FlowView, Party, Path, Report, Severity, Verdict

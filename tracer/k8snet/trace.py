@@ -373,7 +373,7 @@ def _take(run: _Run, tracer: Tracer, blame: Blame, watcher: Watcher, *, everythi
 
 
 def _show(run: _Run, packet: Packet, watcher: Watcher) -> None:
-    from k8snet.findings.catalogue import label
+    from k8snet.findings.words import label
 
     if isinstance(watcher, Nobody):
         return

@@ -38,8 +38,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     one.add_argument("scenario", metavar="SCENARIO", help="see `k8snet lab list`")
     one.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
     for builder in (up, one):
-        builder.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="default: %(default)s")
-        builder.add_argument("--topology", choices=TOPOLOGIES, default=TOPOLOGIES[0], help="default: %(default)s")
+        builder.add_argument("--backend", choices=BACKENDS, help=f"default: {BACKENDS[0]}")
+    up.add_argument("--topology", choices=TOPOLOGIES, default=TOPOLOGIES[0], help="default: %(default)s")
+    one.add_argument("--topology", choices=TOPOLOGIES, help="default: the scenario's own")
     up.set_defaults(run=_up)
     down.set_defaults(run=_down)
     listing.set_defaults(run=_list)
@@ -50,7 +51,7 @@ def _up(args: argparse.Namespace) -> Exit:
     from k8snet.lab.lab import Lab
     from k8snet.lab.namespaces import PINS, PREFIX
 
-    lab = Lab.up(args.backend, args.topology, persist=True)
+    lab = Lab.up(args.backend or BACKENDS[0], args.topology, persist=True)
     print(
         f"the lab is up: {lab.backend}, {lab.topology}, network namespaces {PINS}/{PREFIX}*\n"
         f"  k8snet map --inventory {lab.inventory_file}\n"
@@ -82,12 +83,16 @@ def _list(_args: argparse.Namespace) -> Exit:
 def _run(args: argparse.Namespace) -> Exit:
     from k8snet.cli.trace import print_report
     from k8snet.lab.lab import Lab
+    from k8snet.lab.needs import missing
     from k8snet.lab.play import play
     from k8snet.lab.scenarios import by_name, differences
     from k8snet.render.live import Live
 
     scenario = by_name(args.scenario)
-    with Lab.up(args.backend, args.topology) as lab:
+    if why := missing(scenario.needs):
+        raise K8snetError(f"{scenario.name} cannot be played here: {why}", "k8snet lab list")
+    backend = args.backend or (scenario.backends or BACKENDS)[0]
+    with Lab.up(backend, args.topology or scenario.topology) as lab:
         for where, command in scenario.steps:
             print(f"{where}# {command}", file=sys.stderr)
         scenario.break_it(lab)

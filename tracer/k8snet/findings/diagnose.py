@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from k8snet.findings.case import Case
-from k8snet.findings.catalogue import FINDINGS, Entry, Match
+from k8snet.findings.catalogue import FINDINGS
+from k8snet.findings.entry import Entry, Match
 from k8snet.report import Finding, Severity
 
 EXPLAINS = (Severity.FAIL, Severity.UNKNOWN)

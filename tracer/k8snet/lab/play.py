@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from k8snet.lab.scenarios import Scenario
@@ -41,4 +42,5 @@ def play(
         read_only=read_only,
         tiers=tiers,
     )
-    return run_trace(request, look(lab.inventory), watcher)
+    with scenario.company(lab) if scenario.company else nullcontext():
+        return run_trace(request, look(lab.inventory), watcher)

@@ -1,0 +1,45 @@
+"""Traffic that nothing is wrong with: a trace must find nothing."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from k8snet.lab.scenarios.model import Scenario, Traffic
+
+SCENARIOS: Final = (
+    Scenario(
+        "healthy-tcp-pod",
+        "A TCP connection from pod to pod on one node: bridged, no NAT, answered.",
+        Traffic("shop/pod/web-1:8080"),
+    ),
+    Scenario(
+        "healthy-tcp-service",
+        "TCP to a Service: DNAT to one of three pods on the way out, translated back on the way home.",
+        Traffic("shop/svc/web:80", connections=3),
+    ),
+    Scenario(
+        "healthy-tcp-remote",
+        "TCP to a Service whose only pod is on the other node: DNAT, then routed out of eth0.",
+        Traffic("shop/svc/remote:80"),
+    ),
+    Scenario(
+        "healthy-udp-dns-service",
+        "A DNS query over UDP to the cluster's DNS Service: DNAT there and back.",
+        Traffic("kube-system/svc/kube-dns:53", "udp", dns="web.shop.svc.cluster.local"),
+    ),
+    Scenario(
+        "healthy-udp-dns-pod",
+        "A DNS query over UDP straight to the DNS pod: no NAT.",
+        Traffic("kube-system/pod/dns:53", "udp", dns="web.shop.svc.cluster.local"),
+    ),
+    Scenario(
+        "healthy-icmp-pod",
+        "Echo request and echo reply between two pods of one node.",
+        Traffic("shop/pod/web-1", "icmp"),
+    ),
+    Scenario(
+        "healthy-icmp-remote",
+        "Echo request and echo reply between pods of two nodes, by way of eth0.",
+        Traffic("shop/pod/web-3", "icmp"),
+    ),
+)

@@ -26,7 +26,7 @@ const volatile bool typed_views = false;
 const volatile __u32 kfree_skb_args = 0;
 const volatile __u32 tcp_send_reset_args = 0;
 const volatile __u32 udp_fail_queue_rcv_skb_args = 0;
-/* ipt_do_table(skb, state, table) until 5.10, (priv = table, skb, state) on 6.1. */
+/* ipt_do_table and ip6t_do_table(skb, state, table) until 5.10, (priv = table, skb, state) on 6.1. */
 const volatile bool ipt_table_first = true;
 
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
@@ -68,6 +68,27 @@ static __always_inline __u8 hook_of(const struct nf_hook_state *state)
 {
 	return state->hook;
 }
+
+/* The same where the verifier does not know what `state` points to. */
+static __always_inline __u8 read_hook_of(const struct nf_hook_state *state)
+{
+	__u32 wide = 0;
+	__u8 hook = 0;
+
+	if (bpf_core_field_size(state->hook) == sizeof(hook)) {
+		bpf_core_read(&hook, sizeof(hook), &state->hook);
+		return hook;
+	}
+	bpf_core_read(&wide, sizeof(wide), &state->hook);
+	return wide;
+}
+
+/* What a call has put on the stack when the function begins. */
+#if defined(__TARGET_ARCH_x86)
+#define RETURN_ADDRESS 8
+#else
+#define RETURN_ADDRESS 0
+#endif
 
 static __always_inline __u32 netns_of_sock(const struct sock *sk)
 {

@@ -31,6 +31,8 @@ enum probe_id {
 	PROBE_NF_HOOK_SLOW = 32,
 	PROBE_IPT_DO_TABLE = 33,
 	PROBE_NFT_DO_CHAIN = 34,
+	PROBE_NF_CT_RESOLVE_CLASH = 35, /* conntrack tuples and status are those of the winner */
+	PROBE_IP6T_DO_TABLE = 36,
 	PROBE_MAX = 64,
 };
 
@@ -82,7 +84,7 @@ struct event {
 	__u8 ct_info;  /* enum ip_conntrack_info; CT_INFO_NONE without an entry */
 	__u8 ttl;
 	__u8 tcp_flags;
-	__u8 icmp_type;
+	__u8 icmp_type; /* SCTP: of the first chunk */
 	__u8 icmp_code;
 	__u8 pkt_type; /* PACKET_HOST, PACKET_OTHERHOST, ... */
 	__u8 hook;     /* enum nf_inet_hooks; HOOK_NONE when not known */

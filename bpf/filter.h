@@ -164,7 +164,7 @@ static __noinline bool other_may_match(__u8 protocol, __u64 l4)
 
 		return is_icmp_error(protocol, icmp->type) && inner_may_match(l4 + 8);
 	}
-	return protocol == IPPROTO_FRAGMENT; /* match() will look behind it */
+	return is_extension(protocol); /* match() will look behind it */
 }
 
 /* `protocol` and its header at `l4`: is there an inner header with a client's address? */

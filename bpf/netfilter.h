@@ -24,4 +24,19 @@ struct {
 	__type(value, struct deciding);
 } deciding SEC(".maps");
 
+enum { NF_DROP = 0 };
+
+/* `name` of the table that decides now; NULL: none does. */
+static __always_inline void note_table(__u64 skb, const char *name)
+{
+	struct deciding *note = bpf_map_lookup_elem(&deciding, &skb);
+
+	if (!note)
+		return;
+	if (name)
+		bpf_probe_read_kernel_str(note->table, sizeof(note->table), name);
+	else
+		note->table[0] = 0;
+}
+
 #endif

@@ -10,6 +10,7 @@
 #include "compat.h"
 #include "event.h"
 
+#define MAX_EXTENSIONS 4 /* a guess: each kind once */
 #define IP_OFFSET 0x1fff /* RFC 791: the fragment offset without the flags */
 
 struct header {
@@ -82,7 +83,12 @@ static __always_inline void parse_transport(struct header *h, __u64 at, __u32 ro
 			h->tcp_flags = l4.tcp.flags;
 			header_length = (l4.tcp.doff >> 4) * 4;
 		} else if (protocol == IPPROTO_SCTP) {
+			__u8 chunk = 0;
+
 			header_length = 12;
+			if (room > 12)
+				bpf_probe_read_kernel(&chunk, sizeof(chunk), (void *)(at + 12));
+			h->icmp_type = chunk;
 		} else if (h->payload_len >= 12 && room >= 12) {
 			h->seq = bpf_ntohl(l4.payload);
 		}
@@ -110,16 +116,43 @@ static __always_inline __u32 parse_ipv4(struct header *h, const struct iphdr *ip
 	return ihl;
 }
 
-/* The IPv6 header at `at`, with a fragment header if there is one; its length, 0 when it is none. */
-static __always_inline __u32 parse_ipv6(struct header *h, __u64 at)
+/* The extension headers of RFC 8200, section 4, without those of IPsec. */
+static __always_inline bool is_extension(__u8 protocol)
 {
-	VIEW(struct ipv6hdr, ip, at);
+	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_FRAGMENT ||
+	       protocol == IPPROTO_DSTOPTS;
+}
+
+/* The extension header at `at`, which ends the walk when it is a later fragment's; its length. */
+static __always_inline __u32 parse_extension(struct header *h, __u64 at)
+{
 	struct {
-		__u8 next, reserved;
+		__u8 next, words; /* of 8 bytes, after the first */
 		__be16 offset;
 		__be16 id[2];
-	} fragment;
-	__u16 offset;
+	} extension;
+	__u32 length = 8;
+
+	bpf_probe_read_kernel(&extension, sizeof(extension), (void *)at);
+	if (h->tuple.protocol == IPPROTO_FRAGMENT) {
+		__u16 offset = bpf_ntohs(extension.offset);
+
+		/* As the IPv4 header has it: the offset in the lower bits, "more fragments" in bit 13. */
+		h->frag_off = offset >> 3 | (offset & 1) << 13;
+		h->ip_id = bpf_ntohs(extension.id[1]);
+	} else {
+		length += extension.words * 8;
+	}
+	h->tuple.protocol = extension.next;
+	h->payload_len = h->payload_len > length ? h->payload_len - length : 0;
+	return length;
+}
+
+/* The IPv6 header at `at` with its extension headers; their length, 0 when that cannot be. */
+static __always_inline __u32 parse_ipv6(struct header *h, __u64 at, __u32 room)
+{
+	VIEW(struct ipv6hdr, ip, at);
+	__u32 size = sizeof(*ip);
 
 	if ((ip->version_flow & 0xf0) != 0x60)
 		return 0;
@@ -131,22 +164,17 @@ static __always_inline __u32 parse_ipv6(struct header *h, __u64 at)
 	h->tuple.family = AF_INET6;
 	h->ttl = ip->hop_limit;
 	h->payload_len = bpf_ntohs(ip->payload_len);
-	if (ip->nexthdr != IPPROTO_FRAGMENT)
-		return sizeof(*ip);
-	bpf_probe_read_kernel(&fragment, sizeof(fragment), (void *)(at + sizeof(*ip)));
-	offset = bpf_ntohs(fragment.offset);
-	/* As the IPv4 header has it: the offset in the lower bits, "more fragments" in bit 13. */
-	h->frag_off = offset >> 3 | (offset & 1) << 13;
-	h->ip_id = bpf_ntohs(fragment.id[1]);
-	h->tuple.protocol = fragment.next;
-	h->payload_len = h->payload_len > 8 ? h->payload_len - 8 : 0;
-	return sizeof(*ip) + sizeof(fragment);
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		if (!is_extension(h->tuple.protocol) || h->frag_off & IP_OFFSET)
+			break;
+		if (room < size + 8)
+			return 0;
+		size += parse_extension(h, at + size);
+	}
+	return size;
 }
 
-/*
- * The header at `at`, of which `room` bytes may be read; false when it is no IP header. Of IPv6's extension headers only
- * the fragment header is walked: nobody sends the others through a pod network (a guess).
- */
+/* The header at `at`, of which `room` bytes may be read; false when it is no IP header. */
 static __noinline bool parse(struct header *h, __u64 at, __u32 room)
 {
 	VIEW(struct iphdr, ip, at);
@@ -155,7 +183,7 @@ static __noinline bool parse(struct header *h, __u64 at, __u32 room)
 	__builtin_memset(h, 0, sizeof(*h));
 	if (room < sizeof(*ip))
 		return false;
-	size = ip->version_ihl >> 4 == 4 ? parse_ipv4(h, ip) : parse_ipv6(h, at);
+	size = ip->version_ihl >> 4 == 4 ? parse_ipv4(h, ip) : parse_ipv6(h, at, room);
 	if (!size || room < size)
 		return false;
 	h->l4 = size;

@@ -28,13 +28,16 @@ typedef _Bool bool;
 enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_LRU_HASH = 9, BPF_MAP_TYPE_RINGBUF = 27 };
 enum { BPF_ANY = 0, BPF_RB_NO_WAKEUP = 1 };
 enum {
+	IPPROTO_HOPOPTS = 0,
 	IPPROTO_ICMP = 1,
 	IPPROTO_IPIP = 4,
 	IPPROTO_TCP = 6,
 	IPPROTO_UDP = 17,
 	IPPROTO_IPV6 = 41,
+	IPPROTO_ROUTING = 43,
 	IPPROTO_FRAGMENT = 44,
 	IPPROTO_ICMPV6 = 58,
+	IPPROTO_DSTOPTS = 60,
 	IPPROTO_SCTP = 132,
 };
 enum { AF_INET = 2, AF_INET6 = 10 };
@@ -53,6 +56,17 @@ struct nf_conntrack_tuple {
 		__u8 protonum;
 		__u8 dir;
 	} dst;
+};
+
+/* What a kprobe's program is given: UAPI asm/ptrace.h of each machine. */
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi;
+	unsigned long orig_rax, rip, cs, eflags, rsp, ss;
+};
+
+struct user_pt_regs {
+	__u64 regs[31];
+	__u64 sp, pc, pstate;
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)

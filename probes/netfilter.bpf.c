@@ -7,8 +7,6 @@
  */
 #include "emit.h"
 
-enum { NF_DROP = 0 };
-
 SEC("fentry/nf_hook_slow")
 int BPF_PROG(nf_hook_slow, struct sk_buff *skb, struct nf_hook_state *state)
 {
@@ -40,41 +38,53 @@ int BPF_PROG(nf_hook_slow_exit, struct sk_buff *skb, struct nf_hook_state *state
 	return 0;
 }
 
-static __always_inline void note_table(__u64 skb, const char *name)
-{
-	struct deciding *note = bpf_map_lookup_elem(&deciding, &skb);
-
-	if (!note)
-		return;
-	if (name)
-		bpf_probe_read_kernel_str(note->table, sizeof(note->table), name);
-	else
-		note->table[0] = 0;
-}
-
 /* Volatile, or the compiler loads once from a computed offset into ctx, which the verifier does not allow. */
 static __always_inline __u64 argument(const __u64 *ctx, int i)
 {
 	return *(volatile const __u64 *)&ctx[i];
 }
 
-SEC("fentry/ipt_do_table")
-int ipt_do_table(__u64 *ctx)
+static __always_inline void table_begins(const __u64 *ctx)
 {
 	__u64 first = argument(ctx, 0), second = argument(ctx, 1), third = argument(ctx, 2);
 	const struct xt_table *table = (const struct xt_table *)(ipt_table_first ? first : third);
 
 	note_table(ipt_table_first ? second : first, (const char *)table + bpf_core_field_offset(table->name));
+}
+
+static __always_inline void table_ends(const __u64 *ctx)
+{
+	__u64 first = argument(ctx, 0), second = argument(ctx, 1);
+
+	if ((__u32)argument(ctx, 3) != NF_DROP)
+		note_table(ipt_table_first ? second : first, NULL);
+}
+
+SEC("fentry/ipt_do_table")
+int ipt_do_table(__u64 *ctx)
+{
+	table_begins(ctx);
 	return 0;
 }
 
 SEC("fexit/ipt_do_table")
 int ipt_do_table_exit(__u64 *ctx)
 {
-	__u64 first = argument(ctx, 0), second = argument(ctx, 1);
+	table_ends(ctx);
+	return 0;
+}
 
-	if ((__u32)ctx[3] != NF_DROP)
-		note_table(ipt_table_first ? second : first, NULL);
+SEC("fentry/ip6t_do_table")
+int ip6t_do_table(__u64 *ctx)
+{
+	table_begins(ctx);
+	return 0;
+}
+
+SEC("fexit/ip6t_do_table")
+int ip6t_do_table_exit(__u64 *ctx)
+{
+	table_ends(ctx);
 	return 0;
 }
 

@@ -17,7 +17,7 @@ from k8snet import event
 from k8snet.event import LAYOUT, Encap, Event, ProbeId
 from k8snet.kernel.libbpf import Object
 from k8snet.kernel.loader import MAX_CLIENTS, MAX_PEERS, MAX_PORTS, OBJECT
-from k8snet.probes import PROBES, Probe
+from k8snet.probes import FALLBACKS, PROBES, Probe
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,13 +82,15 @@ def test_encapsulations_are_the_same(compiled: Object) -> None:
 
 
 def test_catalogue_lists_every_program_and_no_other(compiled: Object) -> None:
-    listed = {program for probe in PROBES for program in probe.programs}
+    listed = {program for probe in PROBES for program in (*probe.programs, *probe.fallback)}
     assert listed == set(compiled.programs)
 
 
 def test_catalogue_says_where_each_program_attaches(compiled: Object) -> None:
     listed = {probe.name: probe.section for probe in PROBES}
     listed |= {f"{probe.name}_exit": probe.exit_section for probe in PROBES if probe.exit_section}
+    ways = ("kretprobe", "kprobe")
+    listed |= {p: f"{way}/{probe.target}" for probe in PROBES for way, p in zip(ways, probe.fallback, strict=False)}
     assert listed == {name: program.section for name, program in compiled.programs.items()}
 
 
@@ -98,7 +100,7 @@ def test_catalogue_lists_every_probe_once_in_order() -> None:
 
 
 def test_catalogue_lists_every_source_file_and_no_other() -> None:
-    assert {probe.source for probe in PROBES} == {path.name for path in (ROOT / "probes").glob("*.bpf.c")}
+    assert {*(probe.source for probe in PROBES), FALLBACKS} == {path.name for path in (ROOT / "probes").glob("*.bpf.c")}
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)

@@ -10,6 +10,7 @@ import pytest
 
 from k8snet.event import FiveTuple
 from k8snet.kernel.rules import Meaning, comments, contradicts, explain, owner_of
+from nftext import objects
 
 SAVED = (Path(__file__).parents[1] / "data/kube-proxy/iptables-nft-save.txt").read_text().splitlines()
 
@@ -95,6 +96,79 @@ def test_the_owner_is_told_by_chain_table_or_comment(table: str, name: str, text
 def test_a_chain_of_the_nftables_mode_carries_its_service() -> None:
     meaning = explain("kube-proxy", "endpoint-FAYF65XV-shop/web/tcp/http__10.244.1.11/8080", "meta l4proto tcp dnat to")
     assert (meaning.service, meaning.port, meaning.endpoint) == ("shop/web", "http", "10.244.1.11:8080")
+
+
+NFT = (Path(__file__).parents[1] / "data/kube-proxy/nftables.txt").read_text()
+
+
+def nft_rules() -> list[tuple[str, str]]:
+    """(chain, rule) of the table that kube-proxy wrote in nftables mode."""
+    table = objects(NFT)
+    chains = {name.removeprefix("chain "): lines for name, lines in table.items() if name.startswith("chain ")}
+    return [(chain, line) for chain, lines in chains.items() for line in lines if not line.startswith("type ")]
+
+
+def test_every_rule_of_the_nftables_mode_is_kube_proxys_and_those_of_a_service_name_it() -> None:
+    rules = nft_rules()
+    assert len(rules) > 60
+    for name, text in rules:
+        meaning = explain("kube-proxy", name, text)
+        assert meaning.owner == "kube-proxy"
+        if "/" in name:
+            assert meaning.service == "/".join(name.split("-", 2)[2].split("/")[:2]), name
+            assert meaning.sentence
+
+
+def test_an_endpoint_chain_of_the_ipv6_table_has_its_address_back() -> None:
+    chain = "endpoint-FAYF65XV-shop/web/tcp/http__fd00.10.244.1..12/8080"
+    assert explain("kube-proxy", chain, "meta l4proto tcp dnat to").endpoint == "[fd00:10:244:1::12]:8080"
+
+
+@pytest.mark.parametrize(
+    ("chain", "text", "sentence", "service"),
+    [
+        (
+            "reject-chain",
+            'vmap @no-endpoint-services { 10.96.0.81 . tcp . 80 comment "shop/empty:http" : goto reject-chain }',
+            "Service shop/empty, port http, has no endpoints",
+            "shop/empty",
+        ),
+        (
+            "reject-chain",
+            'vmap @no-endpoint-services { 10.96.0.81 . udp . 53 comment "shop/unnamed" : goto reject-chain }',
+            "Service shop/unnamed has no endpoints",
+            "shop/unnamed",
+        ),
+        (
+            "service-endpoints-check",
+            'vmap @no-endpoint-services { 10.96.0.85 . tcp . 80 comment "shop/int-local:http" : drop }',
+            "Service shop/int-local, port http, has no endpoint on this node, and its traffic policy is Local",
+            "shop/int-local",
+        ),
+        (
+            "nodeport-endpoints-check",
+            'vmap @no-endpoint-nodeports { tcp . 30081 comment "shop/np-local:http" : drop }',
+            "Service shop/np-local, port http, has no endpoint on this node, and its traffic policy is Local",
+            "shop/np-local",
+        ),
+        ("reject-chain", "reject", "kube-proxy refuses packets to a Service that has no endpoints", None),
+        (
+            "cluster-ips-check",
+            'ip daddr @cluster-ips reject comment "Reject traffic to invalid ports of ClusterIPs"',
+            "refuses packets to a ClusterIP that belong to no port of its Service",
+            None,
+        ),
+        (
+            "firewall-NDKYHIMW-shop/lb/tcp/",
+            'vmap @firewall-ips { 192.0.2.10 . tcp . 80 comment "shop/lb" : goto firewall-NDKYHIMW-shop/lb/tcp/ }',
+            "Service shop/lb admits only its loadBalancerSourceRanges",
+            "shop/lb",
+        ),
+    ],
+)
+def test_an_element_says_what_its_service_lacks(chain: str, text: str, sentence: str, service: str | None) -> None:
+    meaning = explain("kube-proxy", chain, text)
+    assert (meaning.sentence, meaning.service, meaning.owner) == (sentence, service, "kube-proxy")
 
 
 def test_a_comment_with_quotes_and_options_in_it_does_not_confuse() -> None:

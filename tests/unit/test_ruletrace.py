@@ -150,16 +150,44 @@ def test_the_users_own_log_lines_are_not_ours(prefix: str) -> None:
     assert decode_legacy(legacy(prefix, ipv4(SYN, 5)), 0, 0) is None
 
 
-def test_only_first_packets_of_both_directions_are_marked() -> None:
+def test_first_packets_of_both_directions_are_marked_and_few_of_the_later() -> None:
     lines = script("k8snet_trace", Match(6, (CLIENT,), ((VIP, 80),), ((POD, 8080),))).splitlines()
     assert lines[0] == "create table inet k8snet_trace { flags owner; }"
-    rules = [line for line in lines if line.startswith("add rule")]
-    assert len(rules) == 4  # two directions at two hooks
+    wrapped = ("l4proto", "@th", "@again")  # in tunnels, in ICMP errors, and what died before
+    rules = [line for line in lines if line.startswith("add rule") and not any(word in line for word in wrapped)]
+    later = [rule for rule in rules if "tcp flags & (syn | rst) == 0 limit rate 5/second" in rule]
+    rules = [rule for rule in rules if rule not in later]
+    assert len(rules) == len(later) == 4  # two directions at two hooks
     assert all("tcp flags & (syn | rst) != 0 limit rate" in rule for rule in rules)
     assert "ip saddr { 10.244.1.10 } ip daddr . tcp dport { 10.96.0.80 . 80, 10.244.1.11 . 8080 }" in " ".join(
         sorted(rules)
     ).replace("10.244.1.11 . 8080, 10.96.0.80 . 80", "10.96.0.80 . 80, 10.244.1.11 . 8080")
     assert any("ip daddr { 10.244.1.10 } ip saddr . tcp sport" in rule for rule in rules)
+
+
+def test_packets_in_tunnels_and_in_icmp_errors_are_marked_by_what_is_inside() -> None:
+    lines = script("k8snet_trace", Match(6, (CLIENT,), ((VIP, 80),))).splitlines()
+    # VXLAN: UDP, VXLAN and Ethernet are 30 bytes; 12 into the IP header stands the source, 13 into TCP the flags.
+    syn = "udp dport { 4789, 8472 } @th,312,8 6 @th,336,32 0xaf4010a @th,504,8 & 6 != 0 limit rate"
+    assert any(syn in line for line in lines)
+    syn = "meta l4proto { 4, 41 } @th,72,8 6 @th,96,32 0xaf4010a @th,264,8 & 6 != 0 limit rate"
+    assert any(syn in line for line in lines)
+    # ICMP: its own header is 8 bytes.
+    assert any("icmp type { destination-unreachable, time-exceeded } @th,160,32 0xaf4010a" in line for line in lines)
+    assert script("t", Match(6, (), ((VIP, 80),))).count("@th") == 0, "a client that nobody knows is not looked for"
+
+
+def test_an_icmp_error_is_known_by_what_it_quotes() -> None:
+    """nf_tables shows 20 bytes of it: of the quoted packet no more than the id, and no address."""
+    error = FiveTuple(ip_address("192.168.50.1"), CLIENT, 0, 0, socket.IPPROTO_ICMP)
+    quoted = ipv4(SYN, 5189)
+    for shown in (quoted[:12], quoted):
+        header = parse_header(ipv4(error, 77), struct.pack("!BBHHH", 3, 4, 0, 0, 1450) + shown)
+        assert header is not None
+        assert (header.packet, header.ip_id) == (error, 5189)
+    echo = parse_header(ipv4(error, 77), struct.pack("!BBHHH", 8, 0, 0, 1, 1) + quoted)
+    assert echo is not None
+    assert echo.ip_id == 77
 
 
 def test_icmp_has_no_ports_and_any_protocol_means_three() -> None:
@@ -168,7 +196,7 @@ def test_icmp_has_no_ports_and_any_protocol_means_three() -> None:
     assert "icmp type echo-reply" in icmp
     assert " . " not in icmp
     every = script("t", Match(0, (CLIENT,), ((POD, None),)))
-    assert all(word in every for word in ("tcp flags", "meta l4proto 17", "icmp type"))
+    assert all(word in every for word in ("tcp flags", "meta l4proto 17", "icmp type echo"))
 
 
 def test_families_do_not_mix() -> None:

@@ -43,6 +43,8 @@ class ProbeId(IntEnum):
     NF_HOOK_SLOW = 32
     IPT_DO_TABLE = 33
     NFT_DO_CHAIN = 34
+    NF_CT_RESOLVE_CLASH = 35  # conntrack tuples and status are those of the winner
+    IP6T_DO_TABLE = 36
 
 
 class Encap(IntEnum):

@@ -27,6 +27,7 @@ class Probe:
     loss: str  # what the operator loses without it
     default: bool = True
     module: str | None = None  # the module the function lives in where it is not built in
+    reads: str = ""  # tier 2: the structure beside skb that its programs read
     exit_section: str | None = None  # tier 2: where the second program, `NAME_exit`, attaches
 
     @property
@@ -34,6 +35,11 @@ class Probe:
         """The names of its programs in the object, in the order in which they are attached."""
         # The exit first: a note that is left by the entry must always be taken away again.
         return (f"{self.name}_exit", self.name) if self.exit_section else (self.name,)
+
+    @property
+    def fallback(self) -> tuple[str, ...]:
+        """Those that do the same by kprobe, in FALLBACKS; empty when there are none."""
+        return (f"{self.name}_kretprobe", f"{self.name}_kprobe") if self.exit_section else ()
 
     @property
     def target(self) -> str:
@@ -53,10 +59,10 @@ def _tracepoint(id_: ProbeId, source: str, about: str, loss: str, default: bool 
     return Probe(id_, name, f"tp_btf/{name}", 1, source, about, loss, default)
 
 
-def _function(id_: ProbeId, about: str, loss: str, module: str | None = None) -> Probe:
+def _function(id_: ProbeId, reads: str, about: str, loss: str, module: str | None = None) -> Probe:
     name = id_.name.lower()
     source = "netfilter.bpf.c"
-    return Probe(id_, name, f"fentry/{name}", 2, source, about, loss, True, module, f"fexit/{name}")
+    return Probe(id_, name, f"fentry/{name}", 2, source, about, loss, True, module, reads, f"fexit/{name}")
 
 
 PROBES: Final[tuple[Probe, ...]] = (
@@ -175,22 +181,45 @@ PROBES: Final[tuple[Probe, ...]] = (
     ),
     _function(
         ProbeId.NF_HOOK_SLOW,
+        "nf_hook_state",
         "the netfilter hook of a drop (PREROUTING, FORWARD, ...)",
         "the hook of a drop is deduced from its device and conntrack's status",
     ),
     _function(
         ProbeId.IPT_DO_TABLE,
+        "xt_table",
         "the table of a drop by iptables-legacy (IPv4)",
         "the table of a drop is known only when its rule is named",
         module="ip_tables",
     ),
     _function(
         ProbeId.NFT_DO_CHAIN,
+        "nft_chain",
         "the table of a drop by nftables and iptables-nft",
         "the table of a drop is known only when its rule is named",
         module="nf_tables",
     ),
+    Probe(
+        ProbeId.NF_CT_RESOLVE_CLASH,
+        "nf_ct_resolve_clash",
+        "fentry/nf_ct_resolve_clash",
+        2,
+        "conntrack.bpf.c",
+        "both parties of a conntrack clash, when it is decided",
+        "the other party of a clash is looked up in the connection table, some milliseconds later",
+        module="nf_conntrack",
+    ),
+    _function(
+        ProbeId.IP6T_DO_TABLE,
+        "xt_table",
+        "the table of a drop by iptables-legacy (IPv6)",
+        "the table of a drop is known only when its rule is named",
+        module="ip6_tables",
+    ),
 )
+
+# The file under probes/ with the fallback of each function that has one.
+FALLBACKS: Final = "kprobe.bpf.c"
 
 # Without one of these there is no path and no end of it: nothing is traced then, rather than half of it.
 ESSENTIAL: Final = frozenset({ProbeId.NET_DEV_QUEUE, ProbeId.NETIF_RECEIVE_SKB, ProbeId.KFREE_SKB})

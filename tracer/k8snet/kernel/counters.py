@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from k8snet.kernel.devices import qdisc_drops
 from k8snet.kernel.netns import Netns, entered
 from k8snet.kernel.nfnetlink import NETLINK_ROUTE, Netlink, attributes, text
 
@@ -28,15 +29,18 @@ _SETTINGS: Final = (
     "bridge/bridge-nf-call-iptables",
     "bridge/bridge-nf-call-ip6tables",
     "netfilter/nf_conntrack_max",
+    "netfilter/nf_conntrack_buckets",
     "netfilter/nf_conntrack_count",
     "netfilter/nf_conntrack_tcp_be_liberal",
+    "netfilter/nf_conntrack_tcp_loose",
 )
 _PER_DEVICE: Final = ("rp_filter", "forwarding")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One netns at one moment. `counters`: "TcpExt.ListenOverflows", "Ip6InDiscards", "conntrack.drop".
+    """One netns at one moment. `counters`: "TcpExt.ListenOverflows", "Ip6InDiscards", "conntrack.drop",
+    "qdisc.eth0.netem.dropped".
 
     `settings`: sysctl names as `sysctl` prints them ("net.ipv4.conf.eth0.rp_filter"; a dot in a device's name is
     a slash, as there) and "bridge.PORT.hairpin_mode". What the kernel does not have is absent.
@@ -62,6 +66,7 @@ class Snapshot:
             for directory in sorted(_listed(Path("/proc/sys/net/ipv4/conf"))):
                 for name in _PER_DEVICE:
                     _put(settings, Path("/proc/sys/net"), f"ipv4/conf/{directory.name}/{name}")
+        counters |= qdisc_drops(netns)
         settings |= {f"bridge.{port}.hairpin_mode": mode for port, mode in hairpin(netns).items()}
         return cls(netns.inum, counters, settings)
 

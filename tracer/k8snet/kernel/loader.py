@@ -2,8 +2,9 @@
 
 In: a `Filter`. Out: `ProbeStatus` for each probe, and records that `Event.decode` understands. The running kernel's BTF
 and the attempt itself decide what is attached, never a version number: a program that the kernel refuses is taken
-out and the rest is loaded again. What surprises: nobody is woken when events arrive, so `drain` has to be called
-every few milliseconds; and detaching a function waits for the kernel, so those are let go all at once.
+out and the rest is loaded again, a function's by kprobe if it can be had so. What surprises: nobody is woken when
+events arrive, so `drain` has to be called every few milliseconds; and detaching a function waits for the kernel, so
+those are let go all at once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from k8snet.kernel.libbpf import (
 from k8snet.probes import PROBES, Probe
 
 OBJECT: Final = Path(__file__).parents[1] / "objects" / "k8snet.bpf.o"
+KPROBES: Final = Path("/sys/bus/event_source/devices/kprobe")
 RING_BYTES: Final = 4 << 20
 MAX_CLIENTS: Final = 4  # bpf/filter.h
 MAX_PORTS: Final = 8
@@ -102,6 +104,7 @@ class Tracer:
         self._object: Object | None = None
         self._ring: RingBuffer | None = None
         self._links: list[tuple[Probe, Link]] = []
+        self._by_kprobe: set[Probe] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +121,9 @@ class Tracer:
             with KernelBtf() as btf:
                 refused = {probe: why for probe in self._wanted if (why := _absent(probe, btf))}
                 self._try_functions(refused)
+                for probe in [probe for probe in refused if _has_kprobe(probe, btf)]:
+                    self._by_kprobe.add(probe)
+                    del refused[probe]
                 self._object = self._load(btf, refused)
             self.add_peers(self._filter.peers)
             self._ring = RingBuffer(self._object.map("events"))
@@ -200,8 +206,8 @@ class Tracer:
 
     def _load(self, btf: KernelBtf, refused: dict[Probe, str]) -> Object:
         """The object, loaded with the wanted probes that the kernel takes; the others are added to `refused`."""
-        owner = {program: probe for probe in self._wanted for program in probe.programs}
         while True:
+            owner = {program: probe for probe in self._wanted for program in self._programs(probe)}
             candidate = Object(self._path)
             try:
                 for name, program in candidate.programs.items():
@@ -214,18 +220,24 @@ class Tracer:
                 culprit = owner.get(error.program or "")
                 if culprit is None or culprit in refused:
                     raise
-                refused[culprit] = _reason(error)
+                if culprit not in self._by_kprobe and _has_kprobe(culprit, btf):
+                    self._by_kprobe.add(culprit)
+                else:
+                    refused[culprit] = _reason(error)
                 continue
             except BaseException:
                 candidate.close()
                 raise
             return candidate
 
+    def _programs(self, probe: Probe) -> tuple[str, ...]:
+        return probe.fallback if probe in self._by_kprobe else probe.programs
+
     def _attach(self, probe: Probe, loaded: Object) -> str:
         """Attach all programs of a probe or none; the reason when it is none."""
         attached = len(self._links)
         try:
-            for name in probe.programs:
+            for name in self._programs(probe):
                 self._links.append((probe, loaded.programs[name].attach()))
         except BpfError as error:
             for _, link in self._links[attached:]:
@@ -240,7 +252,7 @@ class Tracer:
         protocol = self._filter.protocol
         either_icmp = protocol in (_ICMP, _ICMPV6)
         views = bool(btf.parameters("bpf_rdonly_cast"))
-        table_first = btf.parameters("ipt_do_table", "ip_tables")[:1] != ["skb"]
+        shape = btf.parameters("ipt_do_table", "ip_tables") or btf.parameters("ip6t_do_table", "ip6_tables")
         values = {
             "client4_count": struct.pack("=I", len(clients4)),
             "client6_count": struct.pack("=I", len(clients6)),
@@ -257,7 +269,7 @@ class Tracer:
             "kfree_skb_args": struct.pack("=I", btf.tracepoint_arguments("kfree_skb")),
             "tcp_send_reset_args": struct.pack("=I", btf.tracepoint_arguments("tcp_send_reset")),
             "udp_fail_queue_rcv_skb_args": struct.pack("=I", btf.tracepoint_arguments("udp_fail_queue_rcv_skb")),
-            "ipt_table_first": struct.pack("=?", table_first),
+            "ipt_table_first": struct.pack("=?", shape[:1] != ["skb"]),
         }
         section, places = candidate.map(".rodata").initial(), candidate.btf.variables(".rodata")
         for name, value in values.items():
@@ -289,6 +301,15 @@ def _absent(probe: Probe, btf: KernelBtf) -> str:
     if probe.module and not Path("/sys/module", probe.module).exists():
         return f"the module {probe.module} is not loaded"
     return f"this kernel's type information has no function {probe.target}"
+
+
+def _has_kprobe(probe: Probe, btf: KernelBtf) -> bool:
+    """It may be had by kprobe: this kernel has them, the function, and the type that its programs read."""
+    if not probe.fallback or not KPROBES.exists():
+        return False
+    if probe.module and not Path("/sys/module", probe.module).exists():
+        return False
+    return bool(btf.vmlinux.find(probe.reads, STRUCT) or (probe.module and (KERNEL_BTF / probe.module).exists()))
 
 
 def _reason(error: BpfError) -> str:

@@ -48,6 +48,8 @@ NFT_MSG_GETTABLE: Final = 1
 NFT_MSG_DELTABLE: Final = 2
 NFT_MSG_GETCHAIN: Final = 4
 NFT_MSG_GETRULE: Final = 7
+NFT_MSG_GETSET: Final = 10
+NFT_MSG_GETSETELEM: Final = 13
 NFT_MSG_GETGEN: Final = 16
 
 # enum nf_inet_proto families as nft spells them.
@@ -150,6 +152,10 @@ class Netlink(contextlib.AbstractContextManager["Netlink"]):
         for _ in self._answers(self._sequence):
             pass
 
+    def tell(self, kind: int, body: bytes) -> None:
+        """Send one message; the kernel has done what it says when this returns, or answers with an error later."""
+        self._send([(kind, NLM_F_REQUEST, body)])
+
     def get(self, kind: int, body: bytes) -> bytes:
         """Ask for one object: the body of the answer; OSError (ENOENT) when there is none."""
         self._send([(kind, NLM_F_REQUEST | NLM_F_ACK, body)])
@@ -251,6 +257,18 @@ class Rule:
     packets: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of a verdict map: what it does with a packet, the chain that it sends it to, its comment."""
+
+    verdict: str
+    chain: str
+    comment: str
+
+
+Fields = dict[int, bytes]  # netlink attributes, by type
+
+
 def tables(netlink: Netlink) -> list[Table]:
     """Every nf_tables table of the netns; OSError when the kernel has no nf_tables."""
     found = []
@@ -310,12 +328,72 @@ def handles(netlink: Netlink, family: str, table: str, name: str) -> list[int]:
     body = NFGENMSG.pack(FAMILY_NUMBERS[family], 0, 0)
     body += attribute(1, table.encode() + b"\0") + attribute(2, name.encode() + b"\0")
     found = []
+    wanted = {1: table.encode() + b"\0", 2: name.encode() + b"\0"}
     for answer in netlink.dump(SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, body):
-        fields = dict(attributes(answer[NFGENMSG.size :]))
-        # A kernel that does not know the filter attributes answers with everything.
-        if text(fields.get(1, b"")) == table and text(fields.get(2, b"")) == name:
-            found.append(number(fields.get(3, b"")))
+        # No further than the handle: of 20,000 rules, the expressions would take half a second.
+        for kind, payload in attributes(memoryview(answer)[NFGENMSG.size :]):
+            if kind == 3:
+                found.append(number(payload))
+                break
+            # A kernel that does not know the filter attributes answers with everything.
+            if wanted.get(kind, payload) != payload:
+                break
     return found
+
+
+def expressions(netlink: Netlink, family: str, table: str, name: str, handle: int) -> list[tuple[str, Fields]]:
+    """What one rule consists of, (kind, attributes) each in the kernel's order; nothing when it is gone."""
+    body = _ask_rule(netlink, family, table, name, handle)
+    return list(_expressions(dict(attributes(body[NFGENMSG.size :])).get(4, b"")))
+
+
+def rule(netlink: Netlink, family: str, table: str, name: str, handle: int) -> Rule | None:
+    """One rule; None when it is gone."""
+    body = _ask_rule(netlink, family, table, name, handle)
+    return _rule(body) if body else None
+
+
+def _ask_rule(netlink: Netlink, family: str, table: str, name: str, handle: int) -> bytes:
+    body = NFGENMSG.pack(FAMILY_NUMBERS[family], 0, 0) + attribute(1, table.encode() + b"\0")
+    body += attribute(2, name.encode() + b"\0") + attribute(3, handle.to_bytes(8, "big"))
+    try:
+        return netlink.get(SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, body)
+    except OSError:
+        return b""
+
+
+def _expressions(listed: bytes) -> Iterator[tuple[str, Fields]]:
+    for _, expression in attributes(listed):
+        parts = dict(attributes(expression))
+        yield text(parts.get(1, b"")), dict(attributes(parts.get(2, b"")))
+
+
+def element(netlink: Netlink, family: str, table: str, name: str, registers: bytes) -> Element | None:
+    """The element of a verdict map whose key stands at the beginning of `registers`; None when there is none."""
+    place = NFGENMSG.pack(FAMILY_NUMBERS[family], 0, 0) + attribute(1, table.encode() + b"\0")
+    place += attribute(2, name.encode() + b"\0")
+    try:
+        about = dict(attributes(netlink.get(SUBSYS_NFTABLES << 8 | NFT_MSG_GETSET, place)[NFGENMSG.size :]))
+        if number(about.get(3, b"")) & _INTERVALS:
+            return None  # found by a key that it does not have
+        key = attribute(1, registers[: number(about.get(5, b""))])
+        wanted = attribute(3, attribute(1, attribute(1, key)))
+        answer = netlink.get(SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM, place + wanted)
+    except OSError:
+        return None
+    fields = dict(attributes(next((e for _, e in attributes(_inside(answer[NFGENMSG.size :], 3))), b"")))
+    verdict = dict(attributes(_inside(fields.get(2, b""), 2)))
+    # struct nftnl_udata: type (0: a comment), length, value. Only user space reads it.
+    said = fields.get(6, b"")
+    comment = text(said[2 : 2 + said[1]]) if len(said) > 2 and said[0] == 0 else ""
+    return Element(verdict_name(number(verdict.get(1, b""))), text(verdict.get(2, b"")), comment)
+
+
+_INTERVALS: Final = 0x4  # NFT_SET_INTERVAL
+
+
+def _inside(data: bytes, kind: int) -> bytes:
+    return dict(attributes(data)).get(kind, b"")
 
 
 def has_rules(netlink: Netlink, ours: str) -> bool:
@@ -326,15 +404,37 @@ def has_rules(netlink: Netlink, ours: str) -> bool:
     return False
 
 
+def tables_with_rules(path: str | Path, ours: str) -> list[Table]:
+    """The tables of the netns that have a rule, without those whose name starts with `ours`."""
+    with Netlink(path) as netlink:
+        every = [table for table in tables(netlink) if not table.name.startswith(ours)]
+    found = []
+    for table in every:
+        named = attribute(1, table.name.encode() + b"\0")
+        body = NFGENMSG.pack(FAMILY_NUMBERS.get(table.family, 0), 0, 0) + named
+        with Netlink(path) as netlink:  # one for each: it reads no further than the first rule
+            answers = netlink.stream(SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, body)
+            # A kernel that does not know the filter attributes answers with everything.
+            if any(a[0] == body[0] and a[NFGENMSG.size :].startswith(named) for a in answers):
+                found.append(table)
+    return found
+
+
 def denying_rules(netlink: Netlink) -> list[Rule]:
     """Every rule of the netns that drops or rejects."""
     bodies = netlink.dump(SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE, NFGENMSG.pack(0, 0, 0))
     # Taking 20,000 rules apart takes 2 s; to look for the bytes of a verdict first, a tenth of it.
-    found = [_rule(body) for body in bodies if _DROP in body or b"reject" in body or b"REJECT" in body]
+    found = [_rule(body) for body in bodies if any(mark in body for mark in _DENYING)]
     return [rule for rule in found if rule.verdict in ("drop", "reject")]
 
 
-_DROP: Final = attribute(1, b"\0\0\0\0")  # NFTA_VERDICT_CODE, NF_DROP
+_NESTED: Final = 0x8000  # NLA_F_NESTED, which the kernel does not set here, and may
+_DROP: Final = attribute(1, b"\0\0\0\0")  # NFTA_VERDICT_CODE, NF_DROP: alone these bytes stand in most rules
+_DENYING: Final = (
+    *(attribute(2 | flag, attribute(2 | flag, _DROP)) for flag in (0, _NESTED)),  # of an immediate expression
+    b"reject",
+    b"REJECT",
+)
 
 
 def generation(netlink: Netlink) -> int:
@@ -346,9 +446,7 @@ def generation(netlink: Netlink) -> int:
 def _rule(body: bytes) -> Rule:
     fields = dict(attributes(body[NFGENMSG.size :]))
     verdict, packets = None, None
-    for _, expression in attributes(fields.get(4, b"")):
-        parts = dict(attributes(expression))
-        name, data = text(parts.get(1, b"")), dict(attributes(parts.get(2, b"")))
+    for name, data in _expressions(fields.get(4, b"")):
         if name == "counter":
             packets = number(data.get(2, b""))
         elif name == "reject":

@@ -1,9 +1,10 @@
 """Which rules a packet met: an own nft table marks the flow's first packets, the kernel reports every rule they meet.
 
-In one netns: a table `k8snet_trace` (priority -450, before everybody's) sets nftrace on SYN, SYN-ACK and RST, or on
-a few datagrams a second. nf_tables (and so iptables-nft) then reports over NFTRACE; the same bit makes iptables-legacy
-log `TRACE: table:chain:rule:n`, read through nfnetlink_log. A step carries the header the packet had *there*, because
-the trace id changes within one packet's path: joining steps to packets goes by header and is the caller's work.
+In one netns: a table `k8snet_trace` (priority -450, before everybody's) sets nftrace on SYN, SYN-ACK and RST, and on
+a few other segments or datagrams a second. nf_tables (and so iptables-nft) then reports over NFTRACE; the same bit
+makes iptables-legacy log `TRACE: table:chain:rule:n`, read through nfnetlink_log. A step carries the header the packet
+had *there*, because the trace id changes within one packet's path: joining steps to packets goes by header and is the
+caller's work.
 While it runs, `-j LOG` rules of a netns with legacy tables log to us and not to the kernel log.
 """
 
@@ -46,6 +47,8 @@ from k8snet.kernel.nftables import Nft, NftError
 TABLE: Final = "k8snet_trace"
 PRIORITY: Final = -450  # before raw (-300) and conntrack (-200)
 PER_SECOND: Final = 20  # packets marked a second, of each direction; a packet makes 10 to 40 messages
+LATER_PER_SECOND: Final = 5  # of a TCP connection after its SYN: what retransmits because a rule drops it comes by
+INSIST_MOST: Final = 64  # connections in a netns: each makes some forty messages a second or two
 COPY_BYTES: Final = 128  # of each logged packet: IPv6 with an extension header and TCP
 
 _RCVBUF: Final = 8 << 20  # a message takes 0.7 to 2 KiB of it
@@ -64,6 +67,7 @@ _BUILT_IN: Final = {name.upper(): name for name in HOOKS[:5]}
 _IPV4: Final = struct.Struct("!BxHHHBB2x4s4s")
 _IPV6: Final = struct.Struct("!B3xHBB16s16s")
 _FRAGMENT: Final = 44
+_ICMP_ERRORS: Final = (3, 4, 5, 11, 12)  # RFC 792
 _EXTENSIONS: Final = (0, 43, _FRAGMENT, 60)  # hop-by-hop, routing, destination options (RFC 8200, section 4)
 
 Engine = Literal["nft", "legacy"]
@@ -132,6 +136,8 @@ class RuleTrace(contextlib.AbstractContextManager["RuleTrace"]):
         self._trace: Netlink | None = None
         self._log: Netlink | None = None
         self._ask: Netlink | None = None
+        self._nft: Nft | None = None
+        self._insisted = 0
         self._headers: OrderedDict[int, _Traversal] = OrderedDict()
         self._hooks: dict[tuple[str, str, str], str | None] = {}
 
@@ -181,6 +187,15 @@ class RuleTrace(contextlib.AbstractContextManager["RuleTrace"]):
                     self.lost += 1
         return steps
 
+    def insist(self, client: Address, port: int) -> None:
+        """Mark the connection's next SYN for certain: a busy flow's retransmissions would miss the rate limit."""
+        if self._nft is None or self._insisted >= INSIST_MOST:
+            return
+        self._insisted += 1
+        # Refused (an old nft, a netns that is going), it has the same chance as the others.
+        with contextlib.suppress(NftError, OSError):
+            self._nft.run(f"add element inet {self.table} again{client.version} {{ {client} . {port} }}")
+
     # --- setting up ---------------------------------------------------------------------------------------------------
 
     def _add_table(self, stack: contextlib.ExitStack) -> None:
@@ -205,7 +220,7 @@ class RuleTrace(contextlib.AbstractContextManager["RuleTrace"]):
                     if os.strerror(errno.EPERM) in problem or os.strerror(errno.EEXIST) in problem:
                         break
                     continue
-                self.table = name
+                self.table, self._nft = name, nft
                 return
             else:
                 break
@@ -292,14 +307,18 @@ def script(table: str, match: Match, *, owner: bool = True) -> str:
         raise K8snetError("rules cannot be traced: no address of this flow is known", "name the client or the server")
     # One line each, because `create` drops the chains of a block (measured with nft 1.0.6). Still one transaction.
     lines = [f"create table inet {table} {'{ flags owner; }' if owner else ''}"]
+    tcp = match.protocol in (0, socket.IPPROTO_TCP)
+    if tcp:
+        lines += [f"add set inet {table} again{v} {{ type ipv{v}_addr . inet_service; }}" for v in (4, 6)]
     for hook in ("prerouting", "output"):
         lines.append(f"add chain inet {table} {hook} {{ type filter hook {hook} priority {PRIORITY}; policy accept; }}")
-        lines += [f"add rule inet {table} {hook} {rule}" for rule in rules]
+        lines += [f"add rule inet {table} {hook} {rule}" for rule in (*(_AGAIN if tcp else ()), *rules)]
     return "\n".join(lines) + "\n"
 
 
 def _rules(match: Match) -> list[str]:
     limit = f"limit rate {PER_SECOND}/second burst {PER_SECOND} packets meta nftrace set 1"
+    later = f"limit rate {LATER_PER_SECOND}/second burst {LATER_PER_SECOND} packets meta nftrace set 1"
     protocols = (match.protocol,) if match.protocol else (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP)
     places = {*match.servers, *match.backends}
     rules = []
@@ -315,7 +334,49 @@ def _rules(match: Match) -> list[str]:
                     f"{only}{place}{_first_packet(protocol, version, kind)} {limit}"
                     for place in _places(theirs, protocol, family, here)
                 ]
-    return rules
+                if protocol == socket.IPPROTO_TCP:
+                    rules += [f"{only}{place}{_LATER} {later}" for place in _places(theirs, protocol, family, here)]
+    wrapped = (where for client in match.clients for where in (*_in_tunnel(client, protocols), *_quoted(client)))
+    return [*rules, *(f"{where} {limit}" for where in wrapped)]
+
+
+_AGAIN: Final = tuple(
+    f"{family} {side}addr . tcp {side}port @again{version} tcp flags & (syn | rst) != 0 meta nftrace set 1"
+    for version, family in ((4, "ip"), (6, "ip6"))
+    for side in ("s", "d")
+)
+_LATER: Final = "tcp flags & (syn | rst) == 0"
+# Where an IP header has its protocol, its two addresses, and where the next header begins, in bytes.
+_INNER: Final = {4: (9, 12, 16, 20), 6: (6, 8, 24, 40)}
+# What an outer packet is known by, and how many bytes after its transport header's start the inner IP header begins.
+_TUNNELS: Final = (("udp dport { 4789, 8472 }", 8 + 8 + 14), ("meta l4proto { 4, 41 }", 0))
+_ERRORS: Final = {
+    4: "icmp type { destination-unreachable, time-exceeded }",
+    6: "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded }",
+}
+
+
+def _in_tunnel(client: Address, protocols: tuple[int, ...]) -> Iterable[str]:
+    """nft's condition for the outer packet of a tunnel with one of the client's first packets inside."""
+    protocol, *addresses, end = _INNER[client.version]
+    for outer, start in _TUNNELS:
+        for wanted in protocols:
+            first = f"{_at(start + end + 13, 1)} & 6 != 0 " if wanted == socket.IPPROTO_TCP else ""
+            inside = socket.IPPROTO_ICMPV6 if (wanted, client.version) == (socket.IPPROTO_ICMP, 6) else wanted
+            for address in addresses:
+                inner = f"{_at(start + protocol, 1)} {inside} {_at(start + address, client.max_prefixlen // 8)}"
+                yield f"{outer} {inner} {int(client):#x} {first}".rstrip()
+
+
+def _quoted(client: Address) -> Iterable[str]:
+    """nft's condition for an ICMP error about one of the client's packets."""
+    _, *addresses, _ = _INNER[client.version]
+    for address in addresses:
+        yield f"{_ERRORS[client.version]} {_at(8 + address, client.max_prefixlen // 8)} {int(client):#x}"
+
+
+def _at(offset: int, length: int) -> str:
+    return f"@th,{offset * 8},{length * 8}"
 
 
 def _places(places: set[Place], protocol: int, family: str, address: str) -> list[str]:
@@ -516,4 +577,7 @@ def parse_header(network: bytes, transport: bytes | None) -> Header | None:
         echo = (8, 0) if protocol == socket.IPPROTO_ICMP else (128, 129)
         if payload[0] in echo:
             sport, seq = struct.unpack_from("!HH", payload, 4)
+        elif protocol == socket.IPPROTO_ICMP and payload[0] in _ICMP_ERRORS and len(payload) >= 14:
+            # The id of the packet that it quotes, as in Event: its own says nothing.
+            (ip_id,) = struct.unpack_from("!H", payload, 12)
     return Header(FiveTuple(saddr, daddr, sport, dport, protocol), ip_id, seq, flags)

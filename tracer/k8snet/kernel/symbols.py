@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import re
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,11 +19,12 @@ from k8snet.event import HOOK_NONE
 from k8snet.kernel.libbpf import KernelBtf
 
 KALLSYMS: Final = Path("/proc/kallsyms")
+MODULES: Final = Path("/proc/modules")
 NOT_SPECIFIED: Final = "NOT_SPECIFIED"
 
 # What the compiler appends to a function it has split or specialised.
 _SUFFIX: Final = re.compile(r"\.(constprop|isra|part|cold|llvm)(\.\d+)?(?=\.|$)")
-
+_FUNCTION: Final = re.compile(r"^([0-9a-f]+) [tTwW] (?!__pfx_|__cfi_)(\S+)(?:\t\[(\S+)\])?", re.MULTILINE)
 
 # No function is this long: an address further behind a symbol belongs to a module that was not there at reading.
 _LONGEST: Final = 1 << 20
@@ -65,9 +66,7 @@ class Symbols:
 
     def __init__(self, kallsyms: Path = KALLSYMS) -> None:
         self._kallsyms = kallsyms
-        self._starts: list[int] = []
-        self._names: list[str] = []
-        self._modules: list[str | None] = []
+        self._table = _Table((), ())
         self._asked: set[int] = set()
 
     @cached_property
@@ -96,20 +95,29 @@ class Symbols:
         return found
 
     def _find(self, address: int) -> Symbol | None:
-        index = bisect.bisect_right(self._starts, address) - 1
-        if index < 0 or address - self._starts[index] >= _LONGEST:
+        index = bisect.bisect_right(self._table.starts, address) - 1
+        if index < 0 or address - self._table.starts[index] >= _LONGEST:
             return None
-        return Symbol(self._names[index], address - self._starts[index], self._modules[index])
+        name, module = self._table.names[index]
+        return Symbol(_SUFFIX.sub("", name), address - self._table.starts[index], module or None)
 
     def _read(self) -> None:
-        symbols: list[tuple[int, str, str | None]] = []
-        with self._kallsyms.open(encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                address, kind, name, *module = line.split()
-                if kind in "tTwW" and not name.startswith(("__pfx_", "__cfi_")):
-                    symbols.append((int(address, 16), name, module[0].strip("[]") if module else None))
-        # Without the privilege to see addresses they all read 0: better no name than a wrong one.
-        symbols = sorted((s for s in symbols if s[0]), key=lambda s: s[0])
-        self._starts = [start for start, _, _ in symbols]
-        self._names = [_SUFFIX.sub("", name) for _, name, _ in symbols]
-        self._modules = [module for _, _, module in symbols]
+        # It takes 0.2 s (3 s where the machine is emulated), so it is kept as long as no module comes or goes.
+        lines = MODULES.read_text().splitlines() if MODULES.exists() else []
+        modules = tuple((words[0], words[5]) for words in map(str.split, lines))  # name and address, without its users
+        self._table = _read(self._kallsyms, self._kallsyms.stat().st_size, modules)
+
+
+class _Table(NamedTuple):
+    """Functions in the order of their addresses, and their names with their modules."""
+
+    starts: tuple[int, ...]
+    names: tuple[tuple[str, str], ...]
+
+
+@lru_cache(maxsize=1)
+def _read(kallsyms: Path, _size: int, _modules: tuple[tuple[str, str], ...]) -> _Table:
+    found = _FUNCTION.findall(kallsyms.read_text(encoding="ascii", errors="replace"))
+    # Without the privilege to see addresses they all read 0: better no name than a wrong one.
+    symbols = sorted((int(address, 16), name, module) for address, name, module in found if address.strip("0"))
+    return _Table(tuple(s[0] for s in symbols), tuple(s[1:] for s in symbols))

@@ -10,8 +10,9 @@ import pytest
 
 from k8snet.cluster.file import inventory
 from k8snet.cluster.inventory import Inventory
-from k8snet.lab import kubeproxy
-from k8snet.lab.cluster import CLUSTER_CIDR, INVENTORY
+from k8snet.lab import kubeproxy, kubeproxy_nft
+from k8snet.lab.cluster import CLUSTER_CIDR, CLUSTER_CIDR6, INVENTORY, twin
+from nftext import objects
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -55,12 +56,21 @@ def recorded() -> Rules:
 
 
 @pytest.fixture(scope="module")
-def written() -> Rules:
+def everything() -> Inventory:
     kinds = ("pods", "services", "endpointslices", "nodes")
-    documents = [json.loads((DATA / "kube-api" / f"{kind}.json").read_text()) for kind in kinds]
-    known = inventory(documents, "recorded")
-    services = tuple(service for service in known.services if service.key not in NOT_EXPRESSIBLE)
-    return parse(kubeproxy.rules(Inventory(known.pods, services, known.nodes), CLUSTER_CIDR))
+    return inventory([json.loads((DATA / "kube-api" / f"{kind}.json").read_text()) for kind in kinds], "recorded")
+
+
+@pytest.fixture(scope="module")
+def known(everything: Inventory) -> Inventory:
+    """What the rules can be written from."""
+    services = tuple(service for service in everything.services if service.key not in NOT_EXPRESSIBLE)
+    return Inventory(everything.pods, services, everything.nodes)
+
+
+@pytest.fixture(scope="module")
+def written(known: Inventory) -> Rules:
+    return parse(kubeproxy.rules(known, CLUSTER_CIDR))
 
 
 def test_every_chain_is_there_and_no_other(recorded: Rules, written: Rules) -> None:
@@ -88,6 +98,20 @@ def test_a_service_without_endpoints_is_rejected_and_has_no_nat_rule() -> None:
     assert about[0][1].endswith("-j REJECT --reject-with icmp-port-unreachable")
 
 
+def test_the_rules_for_ipv6_are_those_for_ipv4_with_other_addresses() -> None:
+    def nameless(rules: str) -> str:
+        return re.sub(r"KUBE-SEP-\w+", "KUBE-SEP", rules)  # a hash of the address
+
+    four = kubeproxy.rules(INVENTORY, CLUSTER_CIDR).splitlines()
+    expected = "\n".join(line for line in four if "127.0.0.0/8" not in line)
+    expected = expected.replace(CLUSTER_CIDR, CLUSTER_CIDR6).replace("icmp-port", "icmp6-port")
+    expected = re.sub(r"([\d.]{7,}):(\d+)", lambda m: f"[{twin(m[1])}]:{m[2]}", expected)
+    expected = re.sub(r"([\d.]{7,})/32", lambda m: f"{twin(m[1])}/128", expected)
+    written = kubeproxy.rules(INVENTORY, CLUSTER_CIDR6)
+    assert sorted(nameless(written).splitlines()) == sorted(nameless(expected).splitlines())
+    assert len(re.findall(r"--to-destination \[fd00:10:244:", written)) > 7
+
+
 def test_chances_are_even() -> None:
     rules = parse(kubeproxy.rules(INVENTORY, CLUSTER_CIDR))
     web = next(s for s in INVENTORY.services if s.key == "shop/web")
@@ -100,3 +124,44 @@ def test_chances_are_even() -> None:
         assert taken == pytest.approx(1 / 3, abs=1e-6)
         left -= taken
     assert left == 0
+
+
+# --- nftables mode ----------------------------------------------------------------------------------------------------
+
+
+def test_the_nftables_table_is_as_kube_proxy_wrote_it(everything: Inventory, known: Inventory) -> None:
+    left_out = [s for s in everything.services if s.key in NOT_EXPRESSIBLE]
+    names = [*NOT_EXPRESSIBLE, *(str(ip) for s in left_out for ip in s.cluster_ips)]
+    about = re.compile("|".join(rf"{re.escape(name)}\b" for name in names))
+    recorded = objects((DATA / "kube-proxy" / "nftables.txt").read_text())
+    expected = {
+        name: [line for line in lines if not about.search(line)]
+        for name, lines in recorded.items()
+        if not about.search(name)
+    }
+    node = next(node for node in everything.nodes if node.name == "node-1")
+    written = objects(kubeproxy_nft.rules(known, CLUSTER_CIDR, node))
+    assert set(written) == set(expected)
+    for name, lines in expected.items():
+        assert written[name] == lines, name
+    assert len([name for name in written if name.startswith("chain endpoint-")]) == 12
+
+
+def test_a_service_without_endpoints_is_an_element_of_no_endpoint_services() -> None:
+    table = objects(kubeproxy_nft.rules(INVENTORY, CLUSTER_CIDR, INVENTORY.nodes[0]))
+    about = [(name, line) for name, lines in table.items() for line in lines if "shop/empty" in line]
+    element = '10.96.0.81 . tcp . 80 comment "shop/empty:http" : goto reject-chain'
+    assert about == [("map no-endpoint-services", element)]
+
+
+def test_the_ipv6_table_has_no_ipv4_in_it() -> None:
+    text = kubeproxy_nft.rules(INVENTORY, CLUSTER_CIDR6, INVENTORY.nodes[0])
+    assert text.startswith("table ip6 kube-proxy {")
+    assert not re.search(r"(?<![\w.])10\.\d|\bip (?:saddr|daddr)|ipv4_addr", text)
+    table = objects(text)
+    assert {name.split()[1] for name in table if "endpoint-" in name} >= {"no-endpoint-services"}
+    dnats = [line for lines in table.values() for line in lines if " dnat to " in line]
+    assert len(dnats) > 7
+    assert all(re.search(r" dnat to \[fd00:[0-9a-f:]+\]:\d+$", line) for line in dnats)
+    # A chain's name cannot hold a colon: the address in it has dots.
+    assert not [name for name in table if ":" in name]

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from k8snet.cli import lab as command
 from k8snet.cluster import names
 from k8snet.cluster.file import inventory
+from k8snet.findings.catalogue import FINDINGS
+from k8snet.findings.diagnose import EXPLAINS
 from k8snet.lab.cluster import INVENTORY, objects
-from k8snet.lab.lab import BACKENDS, TOPOLOGIES
+from k8snet.lab.lab import BACKENDS, EVERY_BACKEND, TOPOLOGIES
 from k8snet.lab.scenarios import SCENARIOS, Scenario
 from k8snet.lab.servers import dns_answer
-from k8snet.report import Verdict
+from k8snet.report import Severity, Verdict
 
 ZONE = {"web.shop.svc.cluster.local": IPv4Address("10.96.0.80")}
 
@@ -25,7 +27,7 @@ def test_the_lab_as_kubectl_prints_it_is_the_lab() -> None:
 
 
 def test_the_command_line_offers_what_the_lab_has() -> None:
-    assert command.BACKENDS == BACKENDS
+    assert command.BACKENDS == EVERY_BACKEND
     assert command.TOPOLOGIES == TOPOLOGIES
 
 
@@ -36,13 +38,24 @@ def test_scenarios_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_a_scenario_is_possible_in_the_lab(scenario: Scenario) -> None:
     target = names.resolve_to(scenario.traffic.target, INVENTORY, "default")
-    assert names.resolve_from(scenario.traffic.client, INVENTORY, "default").pod is not None
-    assert target.pod is not None or target.service is not None
+    assert names.resolve_from(scenario.traffic.client, INVENTORY, "default").addresses
+    assert target.addresses
     expected = scenario.expected
-    assert (expected.code is None) == (expected.verdict is Verdict.DELIVERED)
+    severity = next((entry.severity for entry in FINDINGS if entry.code == expected.code), Severity.PASS)
+    assert (severity not in EXPLAINS) == (expected.verdict is Verdict.DELIVERED)
     assert expected.node in (None, *(node.name for node in INVENTORY.nodes))
     assert expected.pod in (None, *(pod.key for pod in INVENTORY.pods))
     assert expected.code is None or expected.node or expected.pod, "a finding has a place"
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_what_is_otherwise_with_a_back_end_is_of_one_that_the_scenario_is_played_with(scenario: Scenario) -> None:
+    possible = scenario.backends or BACKENDS
+    assert set(scenario.instead) | set(scenario.expected.instead) <= set(possible)
+    for backend in possible:
+        expected = scenario.expected.with_backend(backend)
+        assert expected.code == scenario.expected.code, "a page, and the table of findings, know a scenario by its code"
+        assert bool(scenario.steps_with(backend)) == bool(scenario.steps)
 
 
 @pytest.mark.parametrize(

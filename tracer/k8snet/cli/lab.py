@@ -8,8 +8,8 @@ import sys
 from k8snet.errors import Exit, K8snetError
 
 # As in k8snet.lab.lab, which is too heavy to import for --help; tests/unit/test_lab_data.py compares them.
-BACKENDS = ("iptables-nft", "iptables-legacy")
-TOPOLOGIES = ("bridge",)
+BACKENDS = ("iptables-nft", "iptables-legacy", "nftables", "ipvs")
+TOPOLOGIES = ("bridge", "routed", "vxlan", "ipip")
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,7 +56,7 @@ def _up(args: argparse.Namespace) -> Exit:
         f"the lab is up: {lab.backend}, {lab.topology}, network namespaces {PINS}/{PREFIX}*\n"
         f"  k8snet map --inventory {lab.inventory_file}\n"
         f"  k8snet trace --inventory {lab.inventory_file} --from shop/cart --to shop/svc/web:80 --send 3\n"
-        f"  ip netns exec {PREFIX}node-1 {lab.backend} -P FORWARD DROP\n"
+        f"  ip netns exec {PREFIX}node-1 {lab.iptables} -P FORWARD DROP\n"
         "  k8snet lab down"
     )
     return Exit.OK
@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> Exit:
         raise K8snetError(f"{scenario.name} cannot be played here: {why}", "k8snet lab list")
     backend = args.backend or (scenario.backends or BACKENDS)[0]
     with Lab.up(backend, args.topology or scenario.topology) as lab:
-        for where, command in scenario.steps:
+        for where, command in scenario.steps_with(backend):
             print(f"{where}# {command}", file=sys.stderr)
         scenario.break_it(lab)
         with Live(f"{scenario.traffic.client} → {scenario.traffic.target}") as watcher:

@@ -1,18 +1,21 @@
 """The lab's Kubernetes: which nodes, pods and Services there are, as an Inventory and as kubectl would print it.
 
 Nothing here touches the system. The Inventory is the one description; the topology, the servers, kube-proxy's rules
-and the JSON for `--inventory FILE` are all derived from it. Addresses are those of the design's examples.
+and the JSON for `--inventory FILE` are all derived from it. Addresses are those of the design's examples. Everything
+is dual-stack: each IPv4 address has a twin that reads like it (10.244.1.10, fd00:10:244:1::10), and comes first.
 """
 
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
 from k8snet.cluster.inventory import Endpoint, Inventory, Node, Pod, Protocol, Service, ServicePort
 
 CLUSTER_CIDR: Final = "10.244.0.0/16"
+CLUSTER_CIDR6: Final = "fd00:10:244::/48"
 CREATED: Final = "2026-01-01T00:00:00Z"
 NODE_1: Final = "192.168.50.1"
 NODE_2: Final = "192.168.50.2"
@@ -20,10 +23,20 @@ NODE_2: Final = "192.168.50.2"
 Object = dict[str, Any]
 
 
+def twin(ip: str) -> IPv6Address:
+    """The IPv6 address of whoever has this IPv4 address."""
+    first, second, third, last = ip.split(".")
+    return IPv6Address(f"fd00:{first}:{second}:{third}::{last}")
+
+
+def _both(ip: str) -> tuple[IPv4Address, IPv6Address]:
+    return IPv4Address(ip), twin(ip)
+
+
 def _pod(key: str, node: str, ip: str, labels: str, *ports: tuple[str, Protocol, int]) -> Pod:
     namespace, name = key.split("/")
     pairs = tuple((label, value) for label, _, value in (pair.partition("=") for pair in labels.split(",")))
-    return Pod(namespace, name, _uid("pod", key), node, (IPv4Address(ip),), False, "Running", pairs, ports)
+    return Pod(namespace, name, _uid("pod", key), node, _both(ip), False, "Running", pairs, ports)
 
 
 def _uid(kind: str, key: str) -> str:
@@ -55,14 +68,18 @@ def _service(key: str, ip: str, backends: tuple[str, ...], *ports: tuple[str, Pr
     return Service(
         namespace,
         name,
-        (IPv4Address(ip),),
+        _both(ip),
         tuple(
             ServicePort(
                 port_name,
                 protocol,
                 port,
                 target,
-                endpoints=tuple(Endpoint(p.ips[0], _number(p, target), p.key, p.node, ready=True) for p in pods),
+                endpoints=tuple(
+                    Endpoint(p.ips[family], _number(p, target), p.key, p.node, ready=True)
+                    for family in (0, 1)
+                    for p in pods
+                ),
             )
             for port_name, protocol, port, target in ports
         ),
@@ -71,6 +88,20 @@ def _service(key: str, ip: str, backends: tuple[str, ...], *ports: tuple[str, Pr
 
 def _number(pod: Pod, target: str) -> int:
     return next((number for name, _, number in pod.named_ports if name == target), 0) or int(target)
+
+
+def _node_port(service: Service, number: int) -> Service:
+    """The same, reachable at this port of every node too."""
+    return replace(service, type="NodePort", ports=tuple(replace(port, node_port=number) for port in service.ports))
+
+
+def _draining(service: Service) -> Service:
+    """The same while all its pods are on their way out: they still serve, and are not ready."""
+
+    def leaving(port: ServicePort) -> ServicePort:
+        return replace(port, endpoints=tuple(replace(e, ready=False, terminating=True) for e in port.endpoints))
+
+    return replace(service, ports=tuple(map(leaving, service.ports)))
 
 
 SERVICES: Final = (
@@ -92,11 +123,16 @@ SERVICES: Final = (
     _service("shop/cart", "10.96.0.86", ("shop/cart",), ("http", "TCP", 80, "8080")),
     # One backend, on the other node.
     _service("shop/remote", "10.96.0.87", ("shop/web-3",), ("http", "TCP", 80, "8080")),
+    _node_port(_service("shop/front", "10.96.0.88", ("shop/web-1",), ("http", "TCP", 80, "8080")), 30080),
+    _draining(_service("shop/leaving", "10.96.0.89", ("shop/web-2",), ("http", "TCP", 80, "8080"))),
+    # Two backends that know every name; those of the second Service think about it first.
+    _service("kube-system/names", "10.96.0.11", ("kube-system/dns", "shop/web-2"), ("dns", "UDP", 53, "53")),
+    _service("kube-system/slow-names", "10.96.0.12", ("kube-system/dns", "shop/web-2"), ("dns", "UDP", 53, "5300")),
 )
 
 NODES: Final = (
-    Node("node-1", (IPv4Address(NODE_1),), ("10.244.1.0/24",)),
-    Node("node-2", (IPv4Address(NODE_2),), ("10.244.2.0/24",)),
+    Node("node-1", _both(NODE_1), ("10.244.1.0/24", "fd00:10:244:1::/64")),
+    Node("node-2", _both(NODE_2), ("10.244.2.0/24", "fd00:10:244:2::/64")),
 )
 
 INVENTORY: Final = Inventory(PODS, SERVICES, NODES, source="the lab")
@@ -106,7 +142,7 @@ def objects(inventory: Inventory) -> Object:
     """What `kubectl get pods,services,endpointslices,nodes -A -o json` prints for `inventory`: one List."""
     items = [_pod_object(pod, inventory) for pod in inventory.pods]
     items += [_service_object(service, inventory) for service in inventory.services]
-    items += [_slice_object(service, inventory) for service in inventory.services]
+    items += [_slice_object(service, ip, inventory) for service in inventory.services for ip in service.cluster_ips]
     items += [_node_object(node) for node in inventory.nodes]
     return {"apiVersion": "v1", "items": items, "kind": "List", "metadata": {"resourceVersion": ""}}
 
@@ -160,13 +196,14 @@ def _service_object(service: Service, inventory: Inventory) -> Object:
             "clusterIPs": [str(ip) for ip in service.cluster_ips],
             "internalTrafficPolicy": "Cluster",
             "ipFamilies": [_family(ip) for ip in service.cluster_ips],
-            "ipFamilyPolicy": "SingleStack",
+            "ipFamilyPolicy": "RequireDualStack" if len(service.cluster_ips) > 1 else "SingleStack",
             "ports": [
                 {
                     "name": port.name,
                     "port": port.port,
                     "protocol": port.protocol,
                     "targetPort": int(port.target_port) if port.target_port.isdigit() else port.target_port,
+                    **({"nodePort": port.node_port} if port.node_port else {}),
                 }
                 for port in service.ports
             ],
@@ -186,9 +223,10 @@ def _selector(service: Service, inventory: Inventory) -> dict[str, str]:
     return dict(fitting[:1] or [("app", service.name)])
 
 
-def _slice_object(service: Service, inventory: Inventory) -> Object:
-    # One slice a service: all ports of a lab service have the same pods behind them.
-    name = f"{service.name}-{_uid('slice', service.key)[:5]}"
+def _slice_object(service: Service, ip: IPv4Address | IPv6Address, inventory: Inventory) -> Object:
+    # One slice a service and family: all ports of a lab service have the same pods behind them.
+    key = service.key if ip.version == 4 else f"{service.key}.{_family(ip)}"
+    name = f"{service.name}-{_uid('slice', key)[:5]}"
     uids = {pod.key: pod.uid for pod in inventory.pods}
     endpoints = [
         {
@@ -202,12 +240,12 @@ def _slice_object(service: Service, inventory: Inventory) -> Object:
             "targetRef": {
                 "kind": "Pod",
                 "name": endpoint.pod.split("/")[1],
-                "namespace": service.namespace,
+                "namespace": endpoint.pod.split("/")[0],
                 "uid": uids[endpoint.pod],
             },
         }
         for endpoint in service.ports[0].endpoints
-        if endpoint.pod
+        if endpoint.pod and endpoint.ip.version == ip.version
     ]
     labels = {
         "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
@@ -230,7 +268,7 @@ def _slice_object(service: Service, inventory: Inventory) -> Object:
         for port in service.ports
     ]
     return {
-        "addressType": _family(service.cluster_ips[0]),
+        "addressType": _family(ip),
         "apiVersion": "discovery.k8s.io/v1",
         "endpoints": endpoints or None,  # the API server sends null, not []
         "kind": "EndpointSlice",

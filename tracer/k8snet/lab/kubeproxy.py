@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from k8snet.cluster.inventory import Endpoint, Inventory, Service, ServicePort
 
@@ -66,12 +68,16 @@ _NAT_OWN = ("KUBE-MARK-MASQ", "KUBE-NODEPORTS", "KUBE-POSTROUTING", _CANARY, "KU
 
 
 def rules(inventory: Inventory, cluster_cidr: str) -> str:
-    """The whole ruleset for iptables-restore: tables mangle, filter and nat, IPv4 only."""
+    """The whole ruleset for iptables-restore, of an IPv6 `cluster_cidr` for ip6tables-restore: mangle, filter, nat."""
+    version = ip_network(cluster_cidr).version
+    inventory = of_family(inventory, version)
+    # kubelet writes its one rule against martians for IPv4 only: IPv6 has no 127.0.0.0/8.
+    fixed = tuple(rule for rule in _FILTER if version == 4 or "127.0.0.0/8" not in rule)
     nat: list[str] = []
     filtered: list[str] = []
     node_ports: list[str] = []
-    for service, port in _ports(inventory):
-        endpoints = _chosen(port)
+    for service, port in ports(inventory):
+        endpoints = chosen(port)
         if endpoints:
             nat += _service(service, port, endpoints, cluster_cidr)
             node_ports += _node_port(service, port)
@@ -83,10 +89,26 @@ def rules(inventory: Inventory, cluster_cidr: str) -> str:
     return "".join(
         (
             _table("mangle", _MANGLE_CHAINS, (_CANARY,), ()),
-            _table("filter", _FILTER_CHAINS, _FILTER_OWN, (*_FILTER, *filtered)),
+            _table("filter", _FILTER_CHAINS, _FILTER_OWN, (*fixed, *filtered)),
             _table("nat", _NAT_CHAINS, tuple(sorted((*_NAT_OWN, *chains))), (*_NAT, *sorted(nat, key=_chain))),
         )
     )
+
+
+def of_family(inventory: Inventory, version: int) -> Inventory:
+    """The Services as the kube-proxy of one IP family sees them."""
+    services = tuple(
+        replace(
+            service,
+            cluster_ips=tuple(ip for ip in service.cluster_ips if ip.version == version),
+            ports=tuple(
+                replace(port, endpoints=tuple(e for e in port.endpoints if e.ip.version == version))
+                for port in service.ports
+            ),
+        )
+        for service in inventory.services
+    )
+    return replace(inventory, services=services)
 
 
 def _table(name: str, builtin: tuple[str, ...], own: tuple[str, ...], rules: tuple[str, ...]) -> str:
@@ -98,11 +120,12 @@ def _chain(rule: str) -> str:
     return rule.split()[1]
 
 
-def _ports(inventory: Inventory) -> Iterator[tuple[Service, ServicePort]]:
+def ports(inventory: Inventory) -> Iterator[tuple[Service, ServicePort]]:
+    """The Service ports that kube-proxy writes something for."""
     return ((service, port) for service in inventory.services if service.cluster_ips for port in service.ports)
 
 
-def _chosen(port: ServicePort) -> tuple[Endpoint, ...]:
+def chosen(port: ServicePort) -> tuple[Endpoint, ...]:
     """Ready endpoints, else those that still serve while they terminate (KEP-1669)."""
     return port.ready or tuple(e for e in port.endpoints if e.serving and e.terminating)
 
@@ -119,8 +142,17 @@ def service_chain(service: Service, port: ServicePort) -> str:
 
 def endpoint_chain(service: Service, port: ServicePort, endpoint: Endpoint) -> str:
     """KUBE-SEP-...: servicePortEndpointChainName."""
-    address = f"{endpoint.ip}:{endpoint.port}"
+    address = address_of(endpoint)
     return f"KUBE-SEP-{_hash(port_name(service, port) + port.protocol.lower() + address)}"
+
+
+def address_of(endpoint: Endpoint) -> str:
+    """`10.244.1.11:8080`, `[fd00::1]:8080`."""
+    return f"[{endpoint.ip}]:{endpoint.port}" if endpoint.ip.version == 6 else f"{endpoint.ip}:{endpoint.port}"
+
+
+def _only(ip: IPv4Address | IPv6Address) -> str:
+    return f"{ip}/{ip.max_prefixlen}"
 
 
 def _hash(text: str) -> str:
@@ -129,26 +161,27 @@ def _hash(text: str) -> str:
 
 def _reject(service: Service, port: ServicePort) -> str:
     protocol = port.protocol.lower()
+    icmp = "icmp6" if service.cluster_ips[0].version == 6 else "icmp"
     return (
-        f"-A KUBE-SERVICES -d {service.cluster_ips[0]}/32 -p {protocol}"
+        f"-A KUBE-SERVICES -d {_only(service.cluster_ips[0])} -p {protocol}"
         f' -m comment --comment "{port_name(service, port)} has no endpoints"'
-        f" -m {protocol} --dport {port.port} -j REJECT --reject-with icmp-port-unreachable"
+        f" -m {protocol} --dport {port.port} -j REJECT --reject-with {icmp}-port-unreachable"
     )
 
 
 def _service(service: Service, port: ServicePort, endpoints: tuple[Endpoint, ...], cluster_cidr: str) -> Iterator[str]:
     name, protocol, chain = port_name(service, port), port.protocol.lower(), service_chain(service, port)
     to_vip = (
-        f'-d {service.cluster_ips[0]}/32 -p {protocol} -m comment --comment "{name} cluster IP"'
+        f'-d {_only(service.cluster_ips[0])} -p {protocol} -m comment --comment "{name} cluster IP"'
         f" -m {protocol} --dport {port.port}"
     )
     yield f"-A KUBE-SERVICES {to_vip} -j {chain}"
     yield f"-A {chain} ! -s {cluster_cidr} {to_vip} -j KUBE-MARK-MASQ"
     for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
         dice = f" -m statistic --mode random --probability {_probability(left)}" if left > 1 else ""
-        sep, to = endpoint_chain(service, port, endpoint), f"{endpoint.ip}:{endpoint.port}"
+        sep, to = endpoint_chain(service, port, endpoint), address_of(endpoint)
         yield f'-A {chain} -m comment --comment "{name} -> {to}"{dice} -j {sep}'
-        yield f'-A {sep} -s {endpoint.ip}/32 -m comment --comment "{name}" -j KUBE-MARK-MASQ'
+        yield f'-A {sep} -s {_only(endpoint.ip)} -m comment --comment "{name}" -j KUBE-MARK-MASQ'
         yield f'-A {sep} -p {protocol} -m comment --comment "{name}" -m {protocol} -j DNAT --to-destination {to}'
 
 

@@ -15,6 +15,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -27,14 +28,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from k8snet.cluster.inventory import Inventory
+from k8snet.cluster.inventory import Inventory, Node
 from k8snet.errors import K8snetError
 from k8snet.kernel.netns import Netns, entered, inum_of
-from k8snet.lab import kubeproxy, servers, topology
-from k8snet.lab.cluster import CLUSTER_CIDR, INVENTORY, PODS, SERVICES, objects
+from k8snet.lab import ipvs, kubeproxy, kubeproxy_nft, servers, topology
+from k8snet.lab.cluster import CLUSTER_CIDR, CLUSTER_CIDR6, INVENTORY, PODS, SERVICES, objects
 from k8snet.lab.namespaces import Report, answer, enter_new, fork, outlive_parent, pin_of, pins, unpin
+from k8snet.lab.needs import IPVS, missing
+from k8snet.lab.wires import has_ipv6
 
-BACKENDS: Final = ("iptables-nft", "iptables-legacy")
+BACKENDS: Final = ("iptables-nft", "iptables-legacy", "nftables")
+EVERY_BACKEND: Final = (*BACKENDS, IPVS)  # scenarios that do not say otherwise are not made for the last
 TOPOLOGIES: Final = tuple(topology.TOPOLOGIES)
 
 HOME: Final = Path("/run/k8snet/lab")
@@ -47,14 +51,15 @@ _GOING_S: Final = 20.0
 SERVERS: Final[dict[str, tuple[servers.Server, ...]]] = {
     "shop/cart": (servers.Server("http", 8080),),
     "shop/web-1": (servers.Server("http", 8080),),
-    "shop/web-2": (servers.Server("http", 8080),),
+    "shop/web-2": (servers.Server("http", 8080), servers.Server("dns-udp", 53), servers.Server("dns-slow", 5300)),
     "shop/web-3": (servers.Server("http", 8080),),
     "shop/payments": (
         servers.Server("http", 8080),
         servers.Server("udp-echo", 7007),
         servers.Server("udp-silent", 8125),
     ),
-    "kube-system/dns": (servers.Server("dns-udp", 53), servers.Server("dns-tcp", 53)),
+    "kube-system/dns": (servers.Server("dns-udp", 53), servers.Server("dns-tcp", 53), servers.Server("dns-slow", 5300)),
+    "internet": (servers.Server("http", 80), servers.Server("udp-echo", 7007)),
 }
 
 
@@ -106,6 +111,11 @@ class Lab:
             _reap(keeper)
 
     @property
+    def iptables(self) -> str:
+        """The program that "iptables" stands for in this lab."""
+        return _iptables(self.backend)
+
+    @property
     def is_up(self) -> bool:
         """Whether it still stands: anybody may have said `k8snet lab down`."""
         state = current()
@@ -131,8 +141,15 @@ class Lab:
     def run_in(
         self, name: str, command: Sequence[str], *, stdin: str | None = None, check: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program inside the netns of `name`; "iptables" and its kin become those of the lab's back end."""
+        """Run a program inside the netns of `name`; "iptables", "ip6tables" and kin are those of the lab's back end.
+
+        With nftables, where kube-proxy needs no iptables, they are iptables-nft.
+        """
         return _run(self.netns_of(name).path, self.backend, command, stdin=stdin, check=check)
+
+    def sync(self, node: str, inventory: Inventory) -> None:
+        """Let a node's kube-proxy write its rules again, for a cluster that has changed."""
+        _sync(self.backend, inventory, next(n for n in inventory.nodes if n.name == node))
 
 
 def down() -> bool:
@@ -212,16 +229,30 @@ def _build(children: list[int], backend: str, topology_name: str) -> None:
     for read in reads:
         answer(read)
     topology.build(topology_name)
-    rules = kubeproxy.rules(INVENTORY, CLUSTER_CIDR)
-    for node in topology.NODES:
-        _run(str(pin_of(node)), backend, ("iptables-restore",), stdin=rules, check=True)
+    for node in INVENTORY.nodes:
+        _sync(backend, INVENTORY, node)
+        if backend == IPVS:
+            ipvs.set_up(str(pin_of(node.name)), INVENTORY)
+
+
+def _sync(backend: str, inventory: Inventory, node: Node) -> None:
+    """Write kube-proxy's rules on a node, in place of those that it has."""
+    pin = str(pin_of(node.name))
+    cidrs = {"iptables-restore": CLUSTER_CIDR} | ({"ip6tables-restore": CLUSTER_CIDR6} if has_ipv6() else {})
+    for tool, cidr in cidrs.items():
+        if backend == "nftables":
+            _run(pin, backend, ("nft", "-f", "-"), stdin=kubeproxy_nft.anew(inventory, cidr, node), check=True)
+        else:
+            rules = kubeproxy.rules(Inventory() if backend == IPVS else inventory, cidr)
+            _run(pin, backend, (tool,), stdin=rules, check=True)
 
 
 def _live(report: Report, *, name: str, zone: dict[str, IPv4Address]) -> None:
     """The life of a pod's (or a node's) one process."""
     enter_new(name)
     topology.settings(name)
-    listening = {servers.bind(server): server for server in SERVERS.get(name, ())}
+    families = (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,)
+    listening = {servers.bind(server, family): server for server in SERVERS.get(name, ()) for family in families}
     report(None)
     servers.serve(listening, servers.Answers(name, zone))
 
@@ -238,16 +269,21 @@ def _need_bridge_netfilter() -> None:
         (host / f"bridge-nf-call-{family}tables").write_text("0", encoding="ascii")
 
 
+def _iptables(backend: str) -> str:
+    # Beside kube-proxy's nftables mode, whoever else writes iptables rules on such a node writes nf_tables'.
+    return "iptables-legacy" if backend == "iptables-legacy" else "iptables-nft"
+
+
 def _run(
     netns: str, backend: str, command: Sequence[str], *, stdin: str | None = None, check: bool = False
 ) -> subprocess.CompletedProcess[str]:
     program, *arguments = command
-    if program.startswith("iptables"):
-        program = program.replace("iptables", backend, 1)
+    if program.startswith(("iptables", "ip6tables")):
+        program = program.replace("tables", _iptables(backend).removeprefix("ip"), 1)
         arguments = arguments if program.endswith("-save") else ["-w", *arguments]
     path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if path is None:
-        package = "iptables" if program.startswith("iptables") else program
+        package = "iptables" if "tables-" in program else program
         raise K8snetError(f"the lab needs {program}, which is not installed", f"install it: apt-get install {package}")
     with entered(netns):
         done = subprocess.run([path, *arguments], input=stdin, capture_output=True, text=True, check=False)
@@ -356,9 +392,13 @@ def _started(pid: int) -> int | None:
 
 def _check(backend: str, topology_name: str) -> None:
     _need_root()
-    for what, value, known in (("back end", backend, BACKENDS), ("topology", topology_name, TOPOLOGIES)):
+    for what, value, known in (("back end", backend, EVERY_BACKEND), ("topology", topology_name, TOPOLOGIES)):
         if value not in known:
             raise K8snetError(f"the lab has no {what} {value!r}", f"choose one of: {', '.join(known)}")
+    if why := missing(topology.TOPOLOGIES[topology_name].needs):
+        raise K8snetError(f"the lab cannot have the topology {topology_name} here: {why}", "choose another --topology")
+    if backend == IPVS and (why := missing([IPVS])):
+        raise K8snetError(f"the lab cannot have the back end {backend} here: {why}", "choose another --backend")
 
 
 def _need_root() -> None:

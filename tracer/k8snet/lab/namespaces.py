@@ -63,6 +63,11 @@ def enter_new(name: str) -> None:
     _call("mount", b"/proc/self/ns/net", os.fsencode(pin), None, _MS_BIND, None)
 
 
+def enter_own() -> None:
+    """Move this thread into a fresh netns that goes when the thread ends."""
+    _call("unshare", CLONE_NEWNET)
+
+
 def sysctl(key: str, value: str | int) -> None:
     """Set one sysctl of the netns this process is in, named with dots as sysctl(8) does (no dots inside a name)."""
     with open(f"/proc/sys/{key.replace('.', '/')}", "w", encoding="ascii") as file:

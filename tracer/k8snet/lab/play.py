@@ -38,8 +38,9 @@ def play(
         protocol=traffic.protocol,
         send=traffic.connections,
         dns=traffic.dns,
+        size=traffic.size,
         wait=WAIT * patience,
-        read_only=read_only,
+        read_only=read_only or scenario.read_only,
         tiers=tiers,
     )
     with scenario.company(lab) if scenario.company else nullcontext():

@@ -7,18 +7,21 @@ real wire format (RFC 1035) but know only the names they are given.
 
 from __future__ import annotations
 
+import re
 import selectors
 import socket
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from typing import Literal, NamedTuple, NoReturn
 
-Kind = Literal["http", "dns-udp", "dns-tcp", "udp-echo", "udp-silent"]
+Kind = Literal["http", "dns-udp", "dns-tcp", "dns-slow", "udp-echo", "udp-silent"]
 
 _TYPE_A, _CLASS_IN, _NXDOMAIN = 1, 1, 3
 _TTL_S = 5  # as CoreDNS answers for a Service
 _MAX_REQUEST = 65536
+SLOW_S = 1.5  # how long "dns-slow" takes: longer than conntrack keeps the loser of a clash
 
 
 class Server(NamedTuple):
@@ -35,12 +38,14 @@ class Answers(NamedTuple):
     zone: Mapping[str, IPv4Address]
 
 
-def bind(server: Server) -> socket.socket:
-    """A bound (and, for TCP, listening) socket on every address of this netns."""
+def bind(server: Server, family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
+    """A bound (and, for TCP, listening) socket on every address of this netns of one family."""
     kind = socket.SOCK_STREAM if server.kind in ("http", "dns-tcp") else socket.SOCK_DGRAM
-    sock = socket.socket(socket.AF_INET, kind)
+    sock = socket.socket(family, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("0.0.0.0", server.port))  # noqa: S104 -- the netns holds one pod and nothing else
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("", server.port))
     if kind == socket.SOCK_STREAM:
         sock.listen(128)
     sock.setblocking(False)
@@ -69,13 +74,16 @@ def _on_ready(
         request, client = sock.recvfrom(_MAX_REQUEST)
         if server.kind == "udp-echo":
             sock.sendto(request, client)
-        elif server.kind == "dns-udp" and (reply := dns_answer(request, answers.zone)):
-            sock.sendto(reply, client)
+        elif server.kind in ("dns-udp", "dns-slow") and (reply := dns_answer(request, answers.zone)):
+            if server.kind == "dns-slow":
+                threading.Timer(SLOW_S, sock.sendto, (reply, client)).start()
+            else:
+                sock.sendto(reply, client)
 
     def connection() -> None:
         accepted, _ = sock.accept()
         accepted.setblocking(False)
-        respond = _http if server.kind == "http" else _dns_tcp
+        respond = answer_http if server.kind == "http" else _dns_tcp
         received = bytearray()
 
         def data() -> None:
@@ -93,8 +101,11 @@ def _on_ready(
     return connection if server.kind in ("http", "dns-tcp") else datagram
 
 
-def _http(request: bytes, answers: Answers) -> bytes | None:
-    if b"\r\n\r\n" not in request:
+def answer_http(request: bytes, answers: Answers) -> bytes | None:
+    """The answer to one HTTP request; None while it is not whole."""
+    asked, end, sent = request.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: *([0-9]{1,9})", asked, re.IGNORECASE)
+    if not end or (length and len(sent) < int(length[1])):
         return None
     body = f"{answers.pod}\n".encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"

@@ -5,7 +5,23 @@ from __future__ import annotations
 from typing import Final
 
 from k8snet.errors import K8snetError
-from k8snet.lab.scenarios import application, healthy, link, netfilter, routing, service
+from k8snet.lab.scenarios import (
+    application,
+    device,
+    healthy,
+    ipv6,
+    ipvs,
+    link,
+    mtu,
+    netfilter,
+    policy,
+    races,
+    routing,
+    service,
+    topologies,
+    traffic,
+    tunnel,
+)
 from k8snet.lab.scenarios.model import Expected, Scenario, Traffic, differences
 
 __all__ = ["SCENARIOS", "Expected", "Scenario", "Traffic", "by_name", "differences"]
@@ -13,10 +29,19 @@ __all__ = ["SCENARIOS", "Expected", "Scenario", "Traffic", "by_name", "differenc
 SCENARIOS: Final = (
     *healthy.SCENARIOS,
     *netfilter.SCENARIOS,
+    *policy.SCENARIOS,
     *service.SCENARIOS,
     *routing.SCENARIOS,
     *link.SCENARIOS,
     *application.SCENARIOS,
+    *device.SCENARIOS,
+    *traffic.SCENARIOS,
+    *races.SCENARIOS,
+    *mtu.SCENARIOS,
+    *tunnel.SCENARIOS,
+    *topologies.SCENARIOS,
+    *ipv6.SCENARIOS,
+    *ipvs.SCENARIOS,
 )
 
 

@@ -8,10 +8,10 @@ it names (iptables is that of the lab's back end), so a break can be repeated by
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from k8snet.kernel.netns import entered
 from k8snet.lab.namespaces import sysctl
@@ -27,10 +27,11 @@ class Traffic:
     """What the client sends."""
 
     target: str  # as --to takes it
-    protocol: Literal["tcp", "udp", "icmp"] = "tcp"
+    protocol: Literal["tcp", "udp", "sctp", "icmp"] = "tcp"
     connections: int = 1
     dns: str | None = None  # ask for this name
     client: str = "shop/cart"  # as --from takes it
+    size: int = 0  # bytes that each connection sends
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,12 @@ class Expected:
     chain: str | None = None
     rule: str | None = None  # as iptables-save prints it; a chain's policy is no rule
     direction: Literal["request", "reply"] | None = None
+    beside: tuple[str, ...] = ()  # codes of lower severity that stand beside it
+    instead: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # back end -> fields that differ with it
+
+    def with_backend(self, backend: str) -> Expected:
+        """What is expected in a lab of this back end."""
+        return replace(self, **self.instead.get(backend, {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,18 @@ class Scenario:
     steps: tuple[tuple[str, str], ...] = ()  # (netns, command)
     topology: str = "bridge"
     backends: tuple[str, ...] | None = None  # those of the lab that it makes sense for; None: all
+    instead: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # steps with these back ends
     needs: tuple[str, ...] = ()  # of the machine: see `k8snet.lab.needs`
+    read_only: bool = False  # trace with --read-only
     company: Callable[[Lab], AbstractContextManager[object]] | None = None  # what else goes on while it is traced
+
+    def steps_with(self, backend: str) -> tuple[tuple[str, str], ...]:
+        """What to do in a lab of this back end."""
+        return self.instead.get(backend, self.steps)
 
     def break_it(self, lab: Lab) -> None:
         """Do all steps; raises K8snetError when one fails."""
-        for name, command in self.steps:
+        for name, command in self.steps_with(lab.backend):
             words = shlex.split(command)
             if words[0] == "sysctl":  # procps is not everywhere
                 with entered(lab.netns_of(name).path):
@@ -75,14 +88,16 @@ class Scenario:
 
 def differences(lab: Lab, expected: Expected, report: Report) -> list[str]:
     """What `report` says otherwise than expected, a line each; empty when it is as it must be. The lab must be up."""
+    expected = expected.with_backend(lab.backend)
     wrong = []
     if report.verdict is not expected.verdict:
         wrong.append(f"verdict: expected {expected.verdict.value}, found {report.verdict.value}")
     if expected.code is None:
         return [*wrong, *(f"a finding where there is nothing to find: {f.code}" for f in report.findings)]
     codes = [finding.code for finding in report.findings]
-    if codes != [expected.code]:
-        return [*wrong, f"finding: expected {expected.code}, found {', '.join(codes) or 'none'}"]
+    if codes != [expected.code, *expected.beside]:
+        wanted = ", ".join((expected.code, *expected.beside))
+        return [*wrong, f"finding: expected {wanted}, found {', '.join(codes) or 'none'}"]
     return [*wrong, *_misplaced(lab, expected, report.findings[0])]
 
 

@@ -23,6 +23,9 @@ CART, WEB, NODE, ROUTER = 10, 11, 1, 9  # netns
 CLIENT, BACKEND = "10.244.1.10:50508", "10.244.1.11:8080"
 VIP, EMPTY = "10.96.0.80:80", "10.96.0.81:80"
 NETFILTER_DROP, NO_SOCKET, IP_RPFILTER, IP_INADDRERRORS, NOT_SPECIFIED, QUEUE_PURGE = 12, 3, 16, 20, 2, 104
+OTHERHOST, IP_INHDR = 14, 19
+PKT_TOO_BIG, NO_TX_TARGET, VXLAN_VNI_NOT_FOUND = 70, 71, 72
+IP_INNOROUTES, NEIGH_FAILED, NEIGH_QUEUEFULL, IP_LOCAL_SOURCE = 88, 58, 59, 95
 DNAT_DONE = CtStatus.DST_NAT | CtStatus.DST_NAT_DONE
 CONFIRMED = DNAT_DONE | CtStatus.SRC_NAT_DONE | CtStatus.CONFIRMED
 
@@ -39,10 +42,30 @@ class Kernel:
         QUEUE_PURGE: "QUEUE_PURGE",
         88: "IP_INNOROUTES",
         60: "TC_INGRESS",
+        61: "TC_EGRESS",
+        62: "QDISC_DROP",
+        63: "XDP",
+        64: "SOCKET_RCVBUFF",
+        65: "PKT_TOO_SMALL",
+        PKT_TOO_BIG: "PKT_TOO_BIG",
+        NO_TX_TARGET: "NO_TX_TARGET",
+        VXLAN_VNI_NOT_FOUND: "VXLAN_VNI_NOT_FOUND",
+        OTHERHOST: "OTHERHOST",
+        IP_INHDR: "IP_INHDR",
+        NEIGH_FAILED: "NEIGH_FAILED",
+        NEIGH_QUEUEFULL: "NEIGH_QUEUEFULL",
+        IP_LOCAL_SOURCE: "IP_LOCAL_SOURCE",
     }
     SYMBOLS = (
         "nft_do_chain", "nf_hook_slow", "tcp_v4_rcv", "__udp4_lib_rcv", "ip_error", "ip_rcv_finish_core",
         "br_handle_frame_finish", "skb_queue_purge", "__netif_receive_skb_core", "ping_rcv", "icmp_rcv",
+        "nfqnl_reinject",
+        "ip_rcv_core",
+        "ip6_forward", "br_nf_pre_routing_finish_ipv6", "tcp_v6_rcv", "__udp6_lib_rcv",
+        "do_xdp_generic", "veth_xdp_rcv_skb", "__dev_queue_xmit", "udp_queue_rcv_one_skb",
+        "nfqnl_reinject", "udp_destruct_common",
+        "neigh_invalidate", "ip_forward",
+        "ip_fragment", "__dev_forward_skb2", "br_nf_dev_queue_xmit", "vxlan_xmit", "vxlan_rcv", "nfqnl_enqueue_packet",
     )  # fmt: skip
 
     def drop_reason(self, number: int) -> str:
@@ -61,8 +84,9 @@ _clock = itertools.count(1)
 
 
 def _five(way: str, protocol: int) -> FiveTuple:
-    ends = [end.strip().rsplit(":", 1) if ":" in end else [end.strip(), "0"] for end in way.split(">")]
-    (saddr, sport), (daddr, dport) = ends
+    ends = [end.strip().rsplit(":", 1) if "]:" in end or end.count(":") == 1 else [end.strip(), "0"]
+            for end in way.split(">")]  # fmt: skip
+    (saddr, sport), (daddr, dport) = ([ip.strip("[]"), port] for ip, port in ends)
     return FiveTuple(ip_address(saddr), ip_address(daddr), int(sport), int(dport), protocol)
 
 
@@ -184,7 +208,7 @@ def surroundings(**other: object) -> Surroundings:
 
 def told(*events: Event) -> Correlator:
     """A correlator that has heard the story."""
-    correlator = Correlator(addresses("10.244.1.10"))
+    correlator = Correlator(addresses("10.244.1.10", "fd00:10:244:1::10"))
     for e in events:
         correlator.feed(e)
     return correlator

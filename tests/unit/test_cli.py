@@ -96,13 +96,15 @@ def test_the_protocol_is_the_ports_unless_named(
         (["--to=10.244.1.13:53", "--dns=a..b", "--send=1"], "is not a DNS name"),
         (["--to=10.244.1.13:53", f"--dns={'a.' * 130}", "--send=1"], "is not a DNS name"),
         (["--to=10.244.1.13:53", "--dns=münchen.de", "--send=1"], "is not a DNS name"),
+        (["--to=shop/svc/web:80", "--size=6000"], "nothing is to be sent"),
+        (["--to=10.244.1.13:53", "--dns=a.b", "--send=1", "--size=99"], "--dns says what"),
         (["--to=127.0.0.1:80"], "127.0.0.1 is an address that every network namespace has"),
         (["--to=[::1]:80"], "every network namespace has"),
         (["--to=0.0.0.0:80"], "every network namespace has"),
         (["--to=224.0.0.1:5353"], "many receivers"),
         (["--to=255.255.255.255:67"], "many receivers"),
-        (["--to=[fd00::1]:80"], "pod/shop/cart has no IPv6 address, and fd00::1 no other"),
-        (["--to=10.244.1.13:53/sctp"], "SCTP, which is not traced"),
+        (["--to=[fd00::1]:80", "--from=10.244.1.10"], "pod/shop/cart has IPv4 here and fd00::1 has IPv6"),
+        (["--to=10.96.0.80:80", "-6"], "svc/shop/web has no IPv6 address here"),
         (["--to=10.244.1.13:53/udp", "--protocol=tcp"], "a port of UDP, not of TCP"),
         (["--to=shop/svc/web:http", "--protocol=udp"], "has no UDP port http"),
     ],
@@ -114,11 +116,30 @@ def test_what_does_not_fit_together_is_refused(inventory: str, arguments: list[s
     assert error.value.remedy
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "65001", "1.5", "6k", ""])
+def test_a_size_is_what_one_datagram_carries(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        trace.size(text)
+    assert [trace.size(good) for good in ("1", "65000")] == [1, 65_000]
+
+
+def test_how_much_to_send_is_asked_for(inventory: str) -> None:
+    assert asked(inventory, "--from=shop/cart", "--to=shop/svc/web:80", "--send=1", "--size=6000").size == 6000
+    assert asked(inventory, "--from=shop/cart", "--to=shop/svc/web:80", "--send=1").size == 0
+
+
 def test_of_two_stacks_the_one_is_taken_that_both_have() -> None:
     four, six = ip_address("10.96.0.80"), ip_address("fd00::80")
     service = Target("svc/shop/web", (four, six))
     for client, servers in (((four,), (four,)), ((six,), (six,)), ((six, four), (four, six))):
         assert trace.of_one_family(Target("pod/shop/cart", client), service).addresses == servers
+
+
+@pytest.mark.parametrize(("flag", "version"), [("-4", 4), ("--ipv4", 4), ("-6", 6), ("--ipv6", 6)])
+def test_one_ip_family_can_be_asked_for(inventory: str, flag: str, version: int) -> None:
+    request = asked(inventory, "--from=shop/cart", "--to=shop/svc/web:80", flag)
+    assert [a.version for a in (*request.client.addresses, *request.server.addresses)] == [version, version]
+    assert {e.ip.version for e in request.server.all_endpoints} == {version}
 
 
 def test_only_a_pod_that_is_elsewhere_is_sent_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from ipaddress import ip_address
 
 from k8snet.event import Encap, Event, FiveTuple
+from k8snet.flow.correlate import Correlator
 from k8snet.flow.model import Direction
+from k8snet.kernel.ruletrace import RuleStep
+from k8snet.path import Surface, hops
 from unit.story import (
     BACKEND,
     CART,
@@ -44,6 +48,35 @@ def test_the_answer_belongs_to_the_request_and_goes_the_other_way() -> None:
     assert [p.direction for p in flow.packets] == [Direction.REQUEST, Direction.REPLY]
     assert flow.packets[1].is_syn_ack
     assert len(flow.packets[1].events) == 4
+
+
+def step(packet: FiveTuple, after: Event, ip_id: int = 0, netns: int = NODE) -> RuleStep:
+    """A rule that a packet with this header met, read just after `after`."""
+    known = {"ktime_ns": after.ktime_ns + 1, "netns": netns, "packet": packet, "ip_id": ip_id, "chain": "INPUT"}
+    fields: dict[str, object] = dict.fromkeys((f.name for f in dataclasses.fields(RuleStep)), None)
+    return RuleStep(**(fields | known))  # type: ignore[arg-type]  # a builder by field name
+
+
+def test_a_rule_that_met_the_outer_packet_belongs_to_the_packet_inside() -> None:
+    outer = icmp_header("192.168.50.1", "192.168.50.2")._replace(sport=55083, dport=8472, protocol=socket.IPPROTO_UDP)
+    syn = syn_to_backend()
+    wrapped = out(f"{CLIENT} > {BACKEND}", NODE, "eth0", encap=Encap.VXLAN, outer=outer)
+    story = told(*syn, wrapped)
+    others = step(outer._replace(sport=1), wrapped), step(outer, wrapped, netns=5)
+    story.attach_rules([step(outer, wrapped, 999), *others])
+    (packet,) = story.flows[0].packets
+    assert [(s.packet, s.netns) for s in packet.rules] == [(outer, NODE)]
+
+
+def test_a_rule_that_met_an_icmp_error_belongs_to_that_error() -> None:
+    syn, outer = syn_to_backend(), icmp_header("192.168.50.1", "10.244.1.10")
+    way = f"{CLIENT} > {VIP}"
+    fields = {"encap": Encap.ICMP_ERROR, "outer": outer, "icmp_type": 3, "icmp_code": 4}
+    errors = [drop(way, NODE, "", NETFILTER_DROP, "nft_do_chain", ip_id=ip_id, **fields) for ip_id in (5189, 5190)]
+    story = told(*syn, *errors)
+    story.attach_rules([step(outer, errors[1], 5189)])
+    first, second = story.flows[0].icmp_errors
+    assert [len(p.rules) for p in (first, second, story.flows[0].requests[0])] == [1, 0, 0]
 
 
 def test_a_retransmitted_syn_is_another_packet_of_the_same_flow() -> None:
@@ -117,6 +150,35 @@ def test_a_masqueraded_packet_is_known_behind_the_snat() -> None:
     (flow,) = told(*story).flows
     assert [len(p.events) for p in flow.packets] == [4, 1]
     assert flow.snat == (addresses("10.244.1.1")[0], 61000)
+
+
+def test_a_process_on_the_node_is_translated_before_the_first_device() -> None:
+    """A hostNetwork pod calls a Service: OUTPUT translates, POSTROUTING masquerades, and then comes a device."""
+    asked, behind = "192.168.50.1:50508 > 10.96.0.80:80", f"10.244.1.1:24599 > {BACKEND}"
+    entry = {"orig": asked, "reply": f"{BACKEND} > 10.244.1.1:24599", "status": CONFIRMED}
+    back = {"flags": 0x12, "ip_id": 0, "seq": 7000, "skb": 78}
+    correlator = Correlator(addresses("192.168.50.1"))
+    for seen in (
+        out(behind, NODE, "cni0", **entry),
+        into(behind, WEB, "eth0"),
+        out(f"{BACKEND} > 10.244.1.1:24599", WEB, "eth0", **back),
+        into(f"{BACKEND} > 10.244.1.1:24599", NODE, "veth-web-1", **back),
+        into(f"{BACKEND} > 192.168.50.1:50508", NODE, "cni0", **entry, info=3, **back),
+    ):
+        correlator.feed(seen)
+    (flow,) = correlator.flows
+    assert str(flow.original.daddr) == "10.96.0.80"
+    (request,), (reply,) = flow.requests, flow.replies
+    assert (len(request.events), len(reply.events)) == (2, 3)
+    surface = Surface({}, frozenset())
+    assert [h.nat for h in hops(request, surface, asked=flow.original) if h.nat] == [
+        f"DNAT to {BACKEND}, SNAT to 10.244.1.1:24599"
+    ]
+    steps = [(h.direction, h.nat) for h in hops(reply, surface, asked=flow.original) if h.nat]
+    assert steps == [
+        ("prerouting", "SNAT undone: to 192.168.50.1:50508"),
+        ("input", "DNAT undone: from 10.96.0.80:80"),
+    ]
 
 
 def test_a_tunnels_own_conntrack_entry_is_not_the_flows() -> None:

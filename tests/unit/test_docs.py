@@ -111,7 +111,7 @@ def test_a_section_is_never_empty(code: str) -> None:
 def test_a_page_shows_a_report_with_its_code(code: str) -> None:
     reports = [block for block in fenced(page(code), "text") if block.startswith("from ")]
     assert len(reports) == 1
-    title = next(line for line in reports[0].splitlines() if line.startswith(("✗ ", "? ")))
+    title = next(line for line in reports[0].splitlines() if line.startswith(("✗ ", "? ", "! ", "· ")))
     assert title.split()[-1] == code
 
 
@@ -126,6 +126,14 @@ def test_the_index_has_each_finding_in_the_order_of_the_catalogue(entry: Entry) 
     rows = [line for line in page("README").splitlines() if line.startswith("| [")]
     assert rows[FINDINGS.index(entry)] == f"| [{entry.code}]({entry.code}.md) | {entry.about} |"
     assert len(rows) == len(FINDINGS)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_lab_scenario_makes_it_happen_and_the_page_shows_its_report(code: str) -> None:
+    """The live tests compare what that report says with what is said today: it is the code's golden text."""
+    own = {s.name for s in SCENARIOS if s.expected.code == code}
+    assert own
+    assert own & set(re.findall(r"`k8snet lab run ([\w-]+)` makes it happen", page(code)))
 
 
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.expected.code], ids=lambda s: s.name)

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from k8snet.cluster.interfaces import Owner, Role
 from k8snet.cluster.inventory import Inventory
 from k8snet.event import CtStatus, Encap, Event, ProbeId
 from k8snet.findings.case import Case
@@ -25,6 +26,7 @@ from unit.story import (
     NO_SOCKET,
     NODE,
     NOT_SPECIFIED,
+    OTHERHOST,
     QUEUE_PURGE,
     VIP,
     WEB,
@@ -76,12 +78,27 @@ def test_a_healthy_handshake_gives_no_finding() -> None:
     "noise",
     [
         pytest.param(drop(f"{VIP} > {CLIENT}", CART, "eth0", QUEUE_PURGE, "skb_queue_purge", flags=0x10), id="purge"),
-        pytest.param(drop(NATTED, 77, "eth0", 9, "tcp_v4_rcv", pkt_type=3), id="flooded-copy"),
+        pytest.param(drop(NATTED, 77, "eth0", OTHERHOST, "ip_rcv_core"), id="flooded-copy"),
         pytest.param(drop(NATTED, WEB, "eth0", NOT_SPECIFIED, "tcp_v4_rcv"), id="duplicate-syn"),
     ],
 )
 def test_the_kernels_bookkeeping_is_no_finding(noise: Event) -> None:
     assert codes(*syn_to_backend(), noise, *syn_ack_to_client()) == []
+
+
+@pytest.mark.parametrize("reason", [OTHERHOST, 0], ids=["with-reasons", "without-reasons"])
+def test_a_frame_for_another_mac_is_a_loss_where_it_is_no_flooded_copy(reason: int) -> None:
+    story = [*syn_to_backend(), drop(NATTED, WEB, "eth0", reason, "ip_rcv_core", pkt_type=3)]
+    (finding,) = findings(*story)
+    assert finding.code == "KERNEL_DROP"
+    assert finding.where.pod == "shop/web-1"
+
+
+def test_a_pod_without_a_name_that_does_not_answer_has_no_logs_to_look_at() -> None:
+    story = syn_to_backend()
+    (finding,) = findings(*story, owners={CART: Owner(role=Role.POD), WEB: Owner(role=Role.POD), NODE: Owner("n")})
+    assert finding.code == "NO_REPLY"
+    assert not any("kubectl" in line for line in finding.fix)
 
 
 @pytest.mark.parametrize("symbol", ["ping_rcv", "icmp_rcv"])
@@ -241,10 +258,10 @@ def test_hairpin_off_needs_the_pod_to_be_its_own_backend() -> None:
 
 def test_a_reason_that_no_entry_knows_is_reported_as_it_is() -> None:
     begun = syn_to_backend()[:2]
-    died = drop(f"{CLIENT} > {VIP}", NODE, "veth-cart", 60, "__netif_receive_skb_core")
+    died = drop(f"{CLIENT} > {VIP}", NODE, "veth-cart", 65, "ip_rcv_core")
     (finding,) = findings(*begun, died)
     assert finding.code == "KERNEL_DROP"
-    assert finding.title == "DROPPED on node-1: TC_INGRESS at __netif_receive_skb_core"
+    assert finding.title == "DROPPED on node-1: PKT_TOO_SMALL at ip_rcv_core"
     assert finding.where.device == "veth-cart"
 
 
@@ -286,7 +303,7 @@ def test_what_was_last_seen_is_not_called_lost() -> None:
 def test_a_retransmission_that_came_through_makes_a_drop_good() -> None:
     data = {"flags": 0x18, "payload": 100, "seq": 2000}
     lost = [out(f"{CLIENT} > {VIP}", CART, "eth0", ip_id=9, **data),
-            drop(NATTED, NODE, "veth-web-1", 60, "__netif_receive_skb_core", ip_id=9, **data)]  # fmt: skip
+            drop(NATTED, NODE, "veth-web-1", 65, "ip_rcv_core", ip_id=9, **data)]  # fmt: skip
     again = [out(f"{CLIENT} > {VIP}", CART, "eth0", ip_id=10, **data), into(NATTED, WEB, "eth0", ip_id=10, **data)]
     handshake = [*syn_to_backend(), *syn_ack_to_client()]
     assert codes(*handshake, *lost, *again) == []

@@ -167,7 +167,7 @@ def test_both_ends_of_a_veth_know_each_other_and_the_bridge() -> None:
 def test_pods_are_named_by_address() -> None:
     cart, pay = pod("cart", "10.1.0.1", uid="u1"), pod("pay", "10.1.0.2", "fd00::2")
     found = look_at(TWO_PODS, cart, pay, pod("away", "10.2.0.9"))
-    assert found.owner(CART) == Owner("the-host", cart, role=Role.POD)
+    assert found.owner(CART) == Owner("the-host", cart, role=Role.POD, pin="n11")
     assert found.owner(PAY).pod is pay
     assert found.netns_of_pod(pay) == Netns(PAY, "/run/netns/n12")
     assert found.netns_of_pod(pod("away", "10.2.0.9")) is None
@@ -177,14 +177,14 @@ def test_pods_are_named_by_address() -> None:
 def test_pods_are_named_by_the_uid_of_their_cgroup() -> None:
     cart = pod("cart", uid=UID)  # the API does not know its address yet
     found = look_at((node_netns(CART_VETH), pod_netns(CART, 3, "10.1.0.1/24", (UID,))), cart)
-    assert found.owner(CART) == Owner("the-host", cart, UID, role=Role.POD)
+    assert found.owner(CART) == Owner("the-host", cart, UID, role=Role.POD, pin="n11")
 
 
 def test_an_address_does_not_outweigh_another_pods_uid() -> None:
     found = look_at(
         (node_netns(CART_VETH), pod_netns(CART, 3, "10.1.0.1/24", (UID,))), pod("old", "10.1.0.1", uid="u1")
     )
-    assert found.owner(CART) == Owner("the-host", None, UID, role=Role.POD)
+    assert found.owner(CART) == Owner("the-host", None, UID, role=Role.POD, pin="n11")
 
 
 def test_a_netns_left_over_with_a_pods_address_is_not_the_pod() -> None:
@@ -210,7 +210,7 @@ def test_several_nodes_on_one_machine_are_told_by_their_addresses() -> None:
 def test_without_an_inventory_a_netns_that_bridges_others_is_a_node() -> None:
     found = look_at((seen(HOST), *TWO_PODS), host=HOST)
     assert found.owner(NODE) == Owner("n10", role=Role.NODE)
-    assert found.owner(CART) == Owner("n10", role=Role.POD)
+    assert found.owner(CART) == Owner("n10", role=Role.POD, pin="n11")
 
 
 def test_a_pod_with_two_interfaces_is_no_node() -> None:

@@ -25,26 +25,44 @@ class Surface:
     parties: frozenset[int]  # netns of client and backend: other pods only see flooded copies
 
 
-def hops(packet: Packet, surface: Surface, death: Death | None = None, chains: str | None = None) -> tuple[Hop, ...]:
-    """The way of `packet`; `chains` are the NAT chains that chose the backend, for the DNAT line."""
+def hops(
+    packet: Packet,
+    surface: Surface,
+    death: Death | None = None,
+    chains: str | None = None,
+    asked: FiveTuple | None = None,
+) -> tuple[Hop, ...]:
+    """The way of `packet`; `chains` are the NAT chains that chose the backend, for the DNAT line.
+
+    `asked`: what the client's process asked for, where the packet begins or ends in its netns: that netns may translate
+    it before the first device or after the last.
+    """
     way: list[Hop] = []
     start = packet.first.ktime_ns
-    before: FiveTuple | None = None
+    before = asked if packet.direction is Direction.REQUEST else None
+    last: Event | None = None
     for event in _way(packet, surface):
         if event.packet is None:
             continue
-        way += _translation(packet, before, event, start, surface, chains)
-        before = event.packet
+        way += _translation(packet, before, event, start, surface, chains, local=not way)
+        before, last = event.packet, event
         direction = "out" if event.probe is ProbeId.NET_DEV_QUEUE else "in"
         way.append(_hop(event, surface, _us(event, start), direction, event.packet, device=event.ifname))
     if death is not None and death.event.packet is not None:
-        way += _translation(packet, before, death.event, start, surface, chains)
+        way += _translation(packet, before, death.event, start, surface, chains, local=not way)
         end = _death_hop(death, surface, _us(death.event, start), death.event.packet)
         here = way[-1] if way else None
-        if here and end.device and (here.netns, here.device, here.direction) == (end.netns, end.device, "in"):
+        # What dies at a device died coming in by it, or going out: where it was seen there last.
+        if here and end.device and (here.netns, here.device) == (end.netns, end.device):
             way[-1] = replace(here, verdict=end.verdict, detail=end.detail)
+        elif here and (here.netns, here.direction, end.direction) == (end.netns, "out", "in"):
+            way.append(replace(end, direction="out"))  # from device to device, deeper down: a tunnel's, a bridge's port
         else:
             way.append(end)
+    elif asked is not None and last is not None and last.packet is not None and packet.direction is Direction.REPLY:
+        nat = _nat(packet.direction, last.packet, asked.reversed())
+        if nat is not None:
+            way.append(_hop(last, surface, _us(last, start), "input", asked.reversed(), nat=nat))
     return tuple(way)
 
 
@@ -53,16 +71,26 @@ def _us(event: Event, start_ns: int) -> float:
 
 
 def _translation(
-    packet: Packet, before: FiveTuple | None, event: Event, start_ns: int, surface: Surface, chains: str | None
+    packet: Packet,
+    before: FiveTuple | None,
+    event: Event,
+    start_ns: int,
+    surface: Surface,
+    chains: str | None,
+    *,
+    local: bool,
 ) -> list[Hop]:
-    """A hop of its own for the NAT between two devices, at the time of the event that showed it."""
+    """A hop of its own for the NAT between two devices, at the time of the event that showed it.
+
+    `local`: there was no device before.
+    """
     header = event.packet
     if before is None or header is None or packet.is_icmp_error:
         return []
     nat = _nat(packet.direction, before, header)
     if nat is None:
         return []
-    hook = "postrouting" if nat.startswith(("SNAT to", "DNAT undone")) else "prerouting"
+    hook = "postrouting" if nat.startswith(("SNAT to", "DNAT undone")) else "output" if local else "prerouting"
     detail = chains if nat.startswith("DNAT to") else None
     return [_hop(event, surface, _us(event, start_ns), hook, header, nat=nat, detail=detail)]
 

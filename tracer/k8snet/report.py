@@ -17,7 +17,7 @@ class Verdict(StrEnum):
 
     DELIVERED = "delivered"  # the answer reached the client
     DROPPED = "dropped"  # a packet of the request died on this node
-    REJECTED = "rejected"  # the client was told no (RST or ICMP error)
+    REJECTED = "rejected"  # the client was told no (RST, ICMP error, or by its own kernel)
     NO_REPLY = "no-reply"  # the request arrived, nobody answered
     REPLY_LOST = "reply-lost"  # the answer left the server and died on the way back
     LOST_EVENTS = "lost-events"  # too many events were lost to say

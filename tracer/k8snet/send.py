@@ -7,11 +7,14 @@ in a thread of its own; nothing else of the program moves. Bounded in number and
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
+import termios
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from k8snet.event import Address
@@ -24,12 +27,13 @@ class Traffic:
 
     address: Address
     port: int  # 0 for ICMP
-    protocol: int  # socket.IPPROTO_TCP, _UDP or _ICMP
+    protocol: int  # socket.IPPROTO_TCP, _UDP, _SCTP or _ICMP
     count: int
     wait: float = 3.0  # seconds to wait for each answer
     interval: float = 0.1  # seconds between two
     dns: str | None = None  # UDP: ask for the A record of this name
     source: Address | None = None  # a node has many, and would choose another than the one that is traced
+    size: int = 0  # bytes to send: TCP: in an HTTP request; UDP and ICMP: in the datagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Attempt:
 
     result: str  # "answered", "refused", "timed out", or the kernel's words for the errno
     seconds: float
+    errno: int = 0
 
 
 class Sender(threading.Thread):
@@ -72,6 +77,7 @@ class Sender(threading.Thread):
     def _attempt(self, number: int) -> Attempt:
         start = time.monotonic()
         sock = self._socket()
+        code = 0
         with sock:
             sock.settimeout(self._traffic.wait)
             try:
@@ -80,8 +86,9 @@ class Sender(threading.Thread):
             except TimeoutError:
                 result = "timed out"
             except OSError as error:
-                result = "refused" if error.errno == errno.ECONNREFUSED else os.strerror(error.errno or 0)
-        return Attempt(result, time.monotonic() - start)
+                code = error.errno or 0
+                result = "refused" if error.errno == errno.ECONNREFUSED else os.strerror(code)
+        return Attempt(result, time.monotonic() - start, code)
 
     def _socket(self) -> socket.socket:
         there = opened(self._netns)  # by any path that still leads there: a pod's process may have ended
@@ -95,6 +102,8 @@ class Sender(threading.Thread):
         family = socket.AF_INET6 if self._traffic.address.version == 6 else socket.AF_INET
         if self._traffic.protocol == socket.IPPROTO_TCP:
             return socket.socket(family, socket.SOCK_STREAM)
+        if self._traffic.protocol == socket.IPPROTO_SCTP:
+            return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
         if self._traffic.protocol == socket.IPPROTO_UDP:
             return socket.socket(family, socket.SOCK_DGRAM)
         icmp = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
@@ -107,22 +116,46 @@ class Sender(threading.Thread):
         self.ports.add(os.getpid() & 0xFFFF if sock.type == socket.SOCK_RAW else sock.getsockname()[1])
         sock.connect((str(traffic.address), traffic.port))
         if traffic.protocol == socket.IPPROTO_TCP:
+            if traffic.size:
+                sock.sendall(http_post(traffic.address, traffic.size))
+                _await_answer(sock)
+            return
+        if traffic.protocol == socket.IPPROTO_SCTP:
             return
         if traffic.protocol == socket.IPPROTO_UDP:
-            sock.send(dns_query(traffic.dns, os.getpid() + number) if traffic.dns else b"k8snet probe %d" % number)
-            sock.recv(65535)
+            plain = (b"k8snet probe %d" % number).ljust(traffic.size, b".")
+            query = dns_query(traffic.dns, os.getpid() + number) if traffic.dns else plain
+            sock.send(query)
+            # Another query may have left the same socket: an answer is known by its transaction id.
+            self._await(sock, lambda answer: not traffic.dns or answer[:2] == query[:2])
             return
         echo, reply = (128, 129) if traffic.address.version == 6 else (8, 0)
         ident = os.getpid() & 0xFFFF
-        sock.send(_icmp_echo(echo, ident, number + 1))
-        deadline = time.monotonic() + traffic.wait
-        while True:  # a raw socket gets every ICMP message from that address
+        sock.send(_icmp_echo(echo, ident, number + 1, traffic.size))
+        expected = struct.pack("!HH", ident, number + 1)
+
+        def is_ours(message: bytes) -> bool:  # a raw socket gets every ICMP message from that address
+            start = (message[0] & 0x0F) * 4 if traffic.address.version == 4 else 0
+            return message[start] == reply and message[start + 4 : start + 8] == expected
+
+        self._await(sock, is_ours)
+
+    def _await(self, sock: socket.socket, is_ours: Callable[[bytes], bool]) -> None:
+        deadline = time.monotonic() + self._traffic.wait
+        while True:
             sock.settimeout(max(0.001, deadline - time.monotonic()))
-            message = sock.recv(65535)
-            if traffic.address.version == 4:
-                message = message[(message[0] & 0x0F) * 4 :]
-            if message[0] == reply and message[4:8] == struct.pack("!HH", ident, number + 1):
+            if is_ours(sock.recv(65535)):
                 return
+
+
+def _await_answer(sock: socket.socket) -> None:
+    """Return when the server says anything, closes, or has at least taken all data; raises TimeoutError."""
+    try:
+        sock.recv(65535)
+    except TimeoutError:
+        # Not every server speaks HTTP. What the other end has not acknowledged is still in our queue.
+        if any(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))):
+            raise
 
 
 def dns_query(name: str, txid: int) -> bytes:
@@ -131,8 +164,16 @@ def dns_query(name: str, txid: int) -> bytes:
     return struct.pack("!HHHHHH", txid & 0xFFFF, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", 1, 1)
 
 
-def _icmp_echo(kind: int, ident: int, sequence: int) -> bytes:
-    body = b"k8snet probe...."
+def http_post(address: Address, size: int) -> bytes:
+    """An HTTP request that is `size` bytes long in all, or as short as its head can be (RFC 9112)."""
+    host = f"[{address}]" if address.version == 6 else str(address)
+    head = f"POST / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: "
+    body = max(0, size - len(head) - len(f"{size}\r\n\r\n"))
+    return f"{head}{body}\r\n\r\n".encode() + b"." * body
+
+
+def _icmp_echo(kind: int, ident: int, sequence: int, size: int = 0) -> bytes:
+    body = b"k8snet probe....".ljust(size + size % 2, b".")  # even, as the checksum wants it
     header = struct.pack("!BBHHH", kind, 0, 0, ident, sequence)
     # ICMPv6's checksum covers addresses too: the kernel fills it in.
     checksum = 0 if kind == 128 else _checksum(header + body)

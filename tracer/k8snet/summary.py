@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 
-from k8snet.event import Address
+from k8snet.event import Address, FiveTuple
 from k8snet.findings.case import Case, Death
 from k8snet.findings.catalogue import FINDINGS
 from k8snet.findings.diagnose import diagnose, merge
@@ -18,7 +18,13 @@ from k8snet.flow.model import Direction, Flow, Packet
 from k8snet.path import Surface, hops
 from k8snet.report import Finding, FlowView, Party, Path, Report, Severity, Verdict
 
-PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_ICMP: "icmp"}
+PROTOCOLS = {
+    socket.IPPROTO_TCP: "tcp",
+    socket.IPPROTO_UDP: "udp",
+    socket.IPPROTO_SCTP: "sctp",
+    socket.IPPROTO_ICMP: "icmp",
+    socket.IPPROTO_ICMPV6: "icmp",
+}
 
 
 def summarise(
@@ -30,13 +36,19 @@ def summarise(
     rule_naming: str,
     chains: Mapping[int, str],
     notes: Sequence[str] = (),
+    silent: Case | None = None,
 ) -> Report:
-    """The report on all flows of one trace. `asked`: what the user wanted; `chains`: NAT chains by id(packet)."""
+    """The report on all flows of one trace. `asked`: what the user wanted; `chains`: NAT chains by id(packet).
+
+    `silent`: the flow that should have been, for when there was none.
+    """
     found = [(case, diagnose(case)) for case in cases]
     findings = merge(f for _, ff in found for f in ff)
-    answered = sum(case.answered for case in cases)
+    answered = sum(case.served for case in cases)
     if not cases:
-        verdict = Verdict.LOST_EVENTS if any(lost.values()) else Verdict.NOTHING_SEEN
+        findings = diagnose(silent) if silent is not None else []
+        unknown = Verdict.LOST_EVENTS if any(lost.values()) else Verdict.NOTHING_SEEN
+        verdict = Verdict.REJECTED if findings else unknown  # by the client's own kernel: its socket was told so
         return Report(
             verdict, asked, lost=dict(lost), rule_naming=rule_naming, notes=tuple(notes), findings=tuple(findings)
         )
@@ -60,12 +72,12 @@ def _representative(
     if findings:
         top = findings[0].code
         return next((case, ff) for case, ff in found if any(f.code == top for f in ff))
-    unanswered = [(case, ff) for case, ff in found if not case.answered]
+    unanswered = [(case, ff) for case, ff in found if not case.served]
     return (unanswered or list(found))[0]
 
 
 def _verdict(case: Case, findings: Sequence[Finding], lost: Mapping[str, int]) -> Verdict:
-    if not any(f.severity in (Severity.FAIL, Severity.UNKNOWN) for f in findings) and case.answered:
+    if not any(f.severity in (Severity.FAIL, Severity.UNKNOWN) for f in findings) and case.served:
         return Verdict.DELIVERED
     deaths = case.deaths
     if case.refused_by is not None:
@@ -103,7 +115,7 @@ def _view(case: Case, asked: FlowView) -> FlowView:
     return FlowView(
         client=client,
         server=server,
-        backend=backend if service is not None else None,
+        backend=backend if service is not None or flow.dnat is not None else None,
         protocol=PROTOCOLS.get(flow.original.protocol, str(flow.original.protocol)),
         original=flow.ct_orig or flow.original,
         reply=flow.ct_reply,
@@ -137,12 +149,19 @@ def _paths(case: Case, findings: Sequence[Finding], surface: Surface, chains: Ma
                 packet=label(chosen),
                 number=next(i for i, p in enumerate(alike, 1) if p is chosen),
                 total=len(alike),
-                hops=hops(chosen, surface, death, chains.get(id(chosen))),
+                hops=hops(chosen, surface, death, chains.get(id(chosen)), _asked(case, chosen)),
                 ended=_ended(case, chosen, death),
                 never_reached=_never_reached(case, chosen, death),
             )
         )
     return tuple(paths)
+
+
+def _asked(case: Case, packet: Packet) -> FiveTuple | None:
+    """What the client's process asked for, when this packet begins in its netns or has come back to it."""
+    end = packet.first if packet.direction is Direction.REQUEST else packet.last
+    home = end.netns == case.around.client_netns and not packet.is_icmp_error
+    return case.flow.original if home and (packet.direction is Direction.REQUEST or packet in case.answers) else None
 
 
 def _chosen(case: Case, direction: Direction, findings: Sequence[Finding]) -> Packet | None:
@@ -151,7 +170,10 @@ def _chosen(case: Case, direction: Direction, findings: Sequence[Finding]) -> Pa
     dead = [d for d in case.deaths if d.direction is direction and not d.packet.is_icmp_error]
     if dead and findings:
         named = [d for d in dead if d.rule is not None]
-        return (named or dead)[-1].packet
+        # Where a later copy came through, the first loss is what the client waited for.
+        return (named or dead)[0 if case.served else -1].packet
+    if case.stalled and case.stalled[-1].direction is direction:
+        return case.stalled[-1]
     packets = flow.directed(direction)
     if direction is Direction.REPLY:
         told = case.refused_by

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 24 * 3600.0  # a guess; a socket cannot wait for centuries
-_PROTOCOLS = ("tcp", "udp", "icmp")
+_MOST_BYTES = 65_000
+_PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 
 
 def duration(text: str) -> float:
@@ -46,6 +47,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def size(text: str) -> int:
+    """A number of bytes that one datagram can carry."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) <= _MOST_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes from 1 to {_MOST_BYTES}")
+    return int(text)
+
+
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `trace` to the command line."""
     parser = commands.add_parser(
@@ -62,10 +70,26 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--inventory", metavar="FILE", help="kubectl get pods,services,endpointslices,nodes -A -o json > FILE"
     )
     parser.add_argument("--protocol", choices=_PROTOCOLS, help="default: the service port's, else any")
+    family = parser.add_mutually_exclusive_group()
+    for version in (4, 6):
+        family.add_argument(
+            f"-{version}",
+            f"--ipv{version}",
+            dest="family",
+            action="store_const",
+            const=version,
+            help=f"IPv{version} only, of a dual-stack client and server",
+        )
     parser.add_argument("--count", type=count, metavar="N", help="end after N connections")
     parser.add_argument("--timeout", type=duration, metavar="6s", help="end after this time")
     parser.add_argument("--send", type=count, metavar="N", help="make N connections from inside the client's netns")
     parser.add_argument("--dns", metavar="NAME", help="with --send: ask for this name (UDP)")
+    parser.add_argument(
+        "--size",
+        type=size,
+        metavar="BYTES",
+        help="with --send: send so many bytes: in an HTTP POST (TCP), in one datagram (UDP, ICMP)",
+    )
     parser.add_argument(
         "--wait", type=duration, default=3.0, metavar="3s", help="unanswered after this time (default 3s)"
     )
@@ -107,16 +131,14 @@ def request_of(args: argparse.Namespace) -> Request:
 
     inventory = load(args.inventory) if args.inventory else Inventory()
     client = names.resolve_from(args.from_, inventory, args.namespace)
-    asked = args.protocol.upper() if args.protocol in ("tcp", "udp") else None
+    asked = args.protocol.upper() if args.protocol in ("tcp", "udp", "sctp") else None
     server = names.resolve_to(args.to, inventory, args.namespace, asked)
     client, server = _reachable(client), _reachable(server)
+    if args.family:
+        client, server = _only(client, args.family), _only(server, args.family)
     server = of_one_family(client, server)
     its_own = server.protocol.lower() if server.protocol else None
     protocol = args.protocol or its_own
-    if protocol not in (None, *_PROTOCOLS):
-        raise K8snetError(
-            f"{args.to!r} is a port of {server.protocol}, which is not traced yet", "name a TCP or UDP port"
-        )
     if asked and its_own not in (None, args.protocol):
         raise K8snetError(f"{args.to!r} is a port of {server.protocol}, not of {asked}", "leave out --protocol")
     if args.dns is not None:
@@ -126,6 +148,11 @@ def request_of(args: argparse.Namespace) -> Request:
             raise K8snetError("--dns says what to send, and nothing is to be sent", "add --send 1")
         protocol = "udp"
         _check_dns_name(args.dns)
+    if args.size is not None and (args.dns is not None or not args.send):
+        raise K8snetError(
+            "--size says how much to send" + (", and --dns says what" if args.dns else ", and nothing is to be sent"),
+            "leave out --dns" if args.dns else "add --send 1",
+        )
     if protocol is None and args.send:
         protocol = "tcp" if server.port else "icmp"
     return Request(
@@ -137,6 +164,7 @@ def request_of(args: argparse.Namespace) -> Request:
         timeout=args.timeout,
         send=args.send or 0,
         dns=args.dns,
+        size=args.size or 0,
         wait=args.wait,
         read_only=args.read_only,
     )
@@ -155,6 +183,15 @@ def _reachable(target: Target) -> Target:
     return target
 
 
+def _only(target: Target, version: int) -> Target:
+    """`target` with its addresses of one IP family; raises K8snetError when it has none."""
+    fit = tuple(address for address in target.addresses if address.version == version)
+    if target.addresses and not fit:
+        raise K8snetError(f"{target.text} has no IPv{version} address here", f"leave out -{version}")
+    endpoints = tuple(e for e in target.all_endpoints if e.ip.version == version)
+    return replace(target, addresses=fit, all_endpoints=endpoints)
+
+
 def of_one_family(client: Target, server: Target) -> Target:
     """`server` with those of its addresses that `client` can connect to."""
     versions = {address.version for address in client.addresses}
@@ -162,7 +199,7 @@ def of_one_family(client: Target, server: Target) -> Target:
     if versions and server.addresses and not fit:
         has, lacks = ("IPv4", "IPv6") if 4 in versions else ("IPv6", "IPv4")
         raise K8snetError(
-            f"{client.text} has no {lacks} address, and {server.text} no other",
+            f"{client.text} has {has} here and {server.text} has {lacks}: they cannot talk",
             f"name a client with {lacks}, or an {has} address of the server",
         )
     return replace(server, addresses=fit)

@@ -86,6 +86,7 @@ class Owner:
     uid: str | None = None  # pod UID, from a cgroup
     containers: tuple[str, ...] = ()  # container ids, from cgroups
     role: Role = Role.OTHER
+    pin: str | None = None  # what `ip netns` calls it
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,15 +287,15 @@ def world(seen: Iterable[Seen], host: int, inventory: Inventory, hostname: str) 
         node = next((inventory.node_by_ip[ip].name for ip in ips if ip in inventory.node_by_ip), None)
         by_ip = next((inventory.pod_by_ip[ip] for ip in ips if ip in inventory.pod_by_ip), None)
         uid = one.uids[0] if len(one.uids) == 1 else None
+        pin = Path(one.netns.path).name if not one.netns.path.endswith("/ns/net") else None
         if inum == host or node or (not (by_ip or uid) and (len(one.uids) > 1 or _joins(inum, inside[inum]))):
-            pinned = Path(one.netns.path).name if not one.netns.path.endswith("/ns/net") else f"netns-{inum}"
-            owners[inum] = Owner(node or (hostname if inum == host else pinned), role=Role.NODE)
+            owners[inum] = Owner(node or (hostname if inum == host else pin or f"netns-{inum}"), role=Role.NODE)
         elif any(in_use(interface) for interface in inside[inum]):
             # An address is not enough against a UID that says otherwise: it may have been another pod's before.
             pod = next((pod for pod in inventory.pods if uid and pod.uid == uid), None)
             if pod is None and by_ip and not (uid and by_ip.uid):
                 pod = by_ip
-            pods[inum] = Owner(None, pod, uid, one.containers, Role.POD)
+            pods[inum] = Owner(None, pod, uid, one.containers, Role.POD, pin)
         else:
             owners[inum] = Owner()
     for inum, owner in _one_netns_a_pod(pods, owners, inside).items():

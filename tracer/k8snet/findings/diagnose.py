@@ -27,6 +27,8 @@ def diagnose(case: Case) -> list[Finding]:
             continue
         if entry.by_absence and case.around.lost:
             continue
+        if not case.flow.packets and not entry.silent:
+            continue
         match = entry.match(case)
         if match is not None:
             found.append(_finding(entry, match))
@@ -38,7 +40,9 @@ def merge(findings: Iterable[Finding]) -> list[Finding]:
     """The same finding of several connections becomes one with a count; FAIL first, then the more frequent."""
     merged: dict[tuple[object, ...], Finding] = {}
     for finding in findings:
-        key = (finding.code, finding.where, finding.direction)
+        # A rule is one cause, by whichever device the packets came.
+        where = replace(finding.where, device=None) if finding.where.rule else finding.where
+        key = (finding.code, where, finding.direction)
         seen = merged.get(key)
         merged[key] = replace(seen, times=seen.times + finding.times) if seen else finding
     return sorted(merged.values(), key=lambda f: (_URGENCY.index(f.severity), -f.times))

@@ -34,3 +34,4 @@ class Entry:
     match: Callable[[Case], Match | None]
     verdict: Verdict | None = None  # how such a flow ends, where its last event is somebody else's business
     by_absence: bool = False  # it rests on what was *not* seen: withheld while events are being lost
+    silent: bool = False  # it can explain that there was no packet at all

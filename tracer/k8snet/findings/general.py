@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from k8snet.event import ProbeId
+from k8snet.event import Event, ProbeId
 from k8snet.findings import words
 from k8snet.findings.case import UNSPECIFIED, Case
 from k8snet.findings.entry import Match
 from k8snet.flow.model import Direction
+from k8snet.kernel.devices import Attached
 
 
 def kernel_drop(case: Case) -> Match | None:
@@ -24,7 +25,8 @@ def kernel_drop(case: Case) -> Match | None:
         + ("a netfilter rule or policy that could not be named" if blind else words.reason(death)),
         where=where,
         why=(
-            "A packet filter dropped it. Which rule is not known: tracing was off, or too late for this packet."
+            "A packet filter dropped it. Which rule is not known: rule tracing was off, came too late for this packet, "
+            "or does not see this chain (one at a device's ingress, or a bridge's own)."
             if blind
             else f"The kernel function {death.symbol or '(unknown)'} freed the packet"
             + (f" and gave {death.reason} as the reason." if death.reason not in UNSPECIFIED else " without a reason.")
@@ -32,7 +34,7 @@ def kernel_drop(case: Case) -> Match | None:
         evidence=words.evidence(case, death),
         fix=(
             (
-                f"{words.enter(case, death.event.netns)}iptables-save -c",
+                f"{words.enter(case, death.event.netns)}{words.iptables(case)}-save -c",
                 f"{words.enter(case, death.event.netns)}nft -a list ruleset",
                 "# Or trace again without --read-only, and let the rule be named.",
             )
@@ -87,6 +89,10 @@ def left_node(case: Case) -> Match | None:
             "# Run k8snet trace with the same --from and --to on the node of the other end.",
         ),
         direction=Direction.REQUEST,
+        also=tuple(
+            f"{thing} of {last.ifname} sees what comes in before anybody else, and may have dropped the answer"
+            for thing in _at_device(case, last, ("xdp",))
+        ),
     )
 
 
@@ -106,4 +112,13 @@ def last_seen(case: Case) -> Match | None:
         evidence=(words.seen(case, last.last),),
         fix=("k8snet check", "# It lists what this kernel does not let k8snet see."),
         direction=last.direction,
+        also=tuple(
+            f"{thing} of {last.last.ifname} sees every packet after that, and may have taken this one"
+            for thing in _at_device(case, last.last, ("xdp", "tc ingress"))
+            if last.last.probe is ProbeId.NETIF_RECEIVE_SKB
+        ),
     )
+
+
+def _at_device(case: Case, event: Event, hooks: tuple[str, ...]) -> list[Attached]:
+    return [a for a in case.around.attached.get((event.netns, event.ifname), ()) if a.hook in hooks]

@@ -16,7 +16,7 @@ def no_endpoints(case: Case) -> Match | None:
         return None
     port, service = case.service_port, case.service
     death = next((d for d in case.deaths if words.to_service(case, d.event)), None)
-    rule = death.rule if death is not None and death.rule and words.NO_ENDPOINTS in death.rule.text else None
+    rule = death.rule if death is not None and death.rule and words.no_endpoints(death.rule) else None
     # kube-proxy's own rule says it, whatever the inventory knows; without the rule the inventory has to.
     if rule is None and (port is None or service is None or port.ready):
         return None
@@ -60,33 +60,35 @@ def dnat_miss(case: Case) -> Match | None:
     if port is None or service is None or not port.ready or case.flow.dnat is not None or case.answered:
         return None
     leak = words.leak(case)
-    death = next(
-        (d for d in case.deaths if words.to_service(case, d.event) and d.reason in ("IP_INNOROUTES", "IP_OUTNOROUTES")),
-        None,
-    )
+    refused = next((d for d in case.deaths if words.refused_untranslated(case, d)), None)
+    unrouted = (d for d in case.deaths if d.reason in ("IP_INNOROUTES", "IP_OUTNOROUTES"))
+    death = refused or next((d for d in unrouted if words.to_service(case, d.event)), None)
     event = leak or (death.event if death else None)
     if event is None:
         return None
-    where = words.at(case, event)
+    where = words.place(case, refused) if refused else words.at(case, event)
     name = f"{service.key}:{port.name or port.port}"
     inside = words.enter(case, event.netns)
-    left = f"left by {event.ifname} to {case.flow.original.daddr}" if leak else "found no route"
+    left = "was refused" if refused else "found no route"
+    if leak:
+        left = f"left by {event.ifname} to {case.flow.original.daddr}"
     return Match(
         title=f"NOT TRANSLATED on {words.owner(case, where)}: the packet to Service {name} {left}",
         where=where,
-        why=f"{case.flow.original.daddr} exists only in kube-proxy's rules, and none of them matched this packet, "
+        why=f"{case.flow.original.daddr} exists only in kube-proxy's rules, and none of them "
+        f"{'translated' if refused else 'matched'} this packet, "
         f"although the Service has {len(port.ready)} ready endpoint{'s' if len(port.ready) != 1 else ''}.",
         evidence=(
             words.seen(case, event),
-            words.conntrack(event),
-            *((f"kfree_skb {words.reason(death)}, {words.device(death.event)}",) if death else ()),
+            *(words.evidence(case, death) if death else (words.conntrack(event),)),
         ),
         fix=(
-            f"{inside}iptables-save -t nat | grep -e '-A PREROUTING' -e {case.flow.original.daddr}",
-            f"{inside}nft list table ip kube-proxy",
+            f"{inside}{words.iptables(case)}-save -t nat | grep -e '-A PREROUTING' -e {case.flow.original.daddr}",
+            f"{inside}nft list table {'ip6' if case.ipv6 else 'ip'} kube-proxy",
             "kubectl -n kube-system get pods -l k8s-app=kube-proxy -o wide",
             "# kube-proxy writes its rules again when it starts: restart it if it runs and the rules are missing.",
         ),
         direction=Direction.REQUEST,
+        named_by=refused.rule.by if refused and refused.rule else None,
         also=("another component than kube-proxy handles Services here, and did not handle this one",),
     )

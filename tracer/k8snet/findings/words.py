@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import socket
 from typing import Final
 
-from k8snet.event import Address, CtStatus, Event, FiveTuple, ProbeId
+from k8snet.event import Address, CtStatus, Encap, Event, FiveTuple, ProbeId
 from k8snet.findings.case import Case, Death, pod_name
-from k8snet.flow.model import Direction, Packet
+from k8snet.flow.model import SCTP_ABORT, Direction, Packet
 from k8snet.kernel.rules import NamedRule, words
 from k8snet.report import Place
 
@@ -17,11 +16,17 @@ from k8snet.report import Place
 def fatal(case: Case) -> list[Death]:
     """Deaths that matter: of an unanswered flow all, of an answered one those that no retransmission made good."""
     if not case.answered:
-        return case.deaths
-    return [d for d in case.deaths if d.packet.key.payload_len and not _made_good(case, d)]
+        # A RST or an ICMP error that dies only tells of what had happened to the packet it speaks of.
+        cause = [d for d in case.deaths if not (d.packet.is_icmp_error or d.packet.is_rst)]
+        return cause or case.deaths
+    # Of a served flow an ICMP error has nothing to say that mattered.
+    found = [d for d in case.deaths if d.packet.key.payload_len and not (d.packet.is_icmp_error and case.served)]
+    return [d for d in found if not _made_good(case, d)]
 
 
 def _made_good(case: Case, death: Death) -> bool:
+    if case.tcp and not death.packet.is_icmp_error and case.acknowledged(death.packet):
+        return True  # in other pieces, perhaps: who is told of a smaller MTU cuts its data anew
     dead = {id(d.packet) for d in case.deaths}
     return any(
         id(p) not in dead and p.key.seq == death.packet.key.seq and p.first.ktime_ns > death.packet.first.ktime_ns
@@ -62,7 +67,7 @@ def ended(case: Case, death: Death | None) -> str:
 def owner(case: Case, place: Place) -> str:
     """Whose netns it is, for a sentence."""
     if place.pod:
-        return f"pod {place.pod}"
+        return place.pod.replace(":", " ", 1) if place.pod.startswith("netns:") else f"pod {place.pod}"
     return place.node or (f"netns {place.netns}" if place.netns else "this node")
 
 
@@ -107,14 +112,30 @@ def evidence(case: Case, death: Death) -> tuple[str, ...]:
     if rule is not None:
         lines.append(f"{rule.by}: {rule.table} {rule.chain}: {rule.text}")
     lines.append(f"kfree_skb: {reason(death)}, {device(death.event)}")
-    if death.event.ct_orig is not None:
+    if death.event.ct_orig is not None and not in_tunnel(death.event):
         lines.append(conntrack(death.event))
+    if in_tunnel(death.event) and death.event.outer is not None:
+        lines.append(f"it was the outer packet of a tunnel: {tunnel(death.event.outer, death.event.encap)}")
     if death.hook and not death.hook_sure:
         lines.append(f"hook {death.hook}: deduced from device and conntrack state")
     told = case.refused_by
     if told is not None:
         lines.append(f"the client was told: {label(told)}")
     return tuple(lines)
+
+
+def in_tunnel(event: Event) -> bool:
+    """The skb was the outer packet of a tunnel there: its addresses and conntrack entry are not the flow's."""
+    return event.outer is not None and event.encap is not Encap.ICMP_ERROR
+
+
+def tunnel(outer: FiveTuple, encap: Encap) -> str:
+    """From which end to which, and how it is wrapped."""
+    kind = _TUNNELS.get(encap, encap.name)
+    return f"{outer.saddr} → {outer.daddr}, {kind}" + (f", UDP port {outer.dport}" if outer.dport else "")
+
+
+_TUNNELS: Final = {Encap.VXLAN: "VXLAN", Encap.GENEVE: "Geneve", Encap.IPIP: "IP in IP"}
 
 
 def conntrack(event: Event) -> str:
@@ -141,7 +162,10 @@ def label(packet: Packet) -> str:
     header = packet.first.packet
     if packet.is_icmp_error:
         kind, code = packet.key.icmp
-        return ICMP_ERRORS.get((kind, code), f"ICMP type {kind} code {code}")
+        protocol, known = ("ICMPv6", ICMPV6_ERRORS) if packet.is_ipv6 else ("ICMP", ICMP_ERRORS)
+        return f"{protocol} {known.get((kind, code), f'type {kind} code {code}')}"
+    if packet.is_sctp and packet.first.icmp_type in SCTP_CHUNKS:
+        return SCTP_CHUNKS[packet.first.icmp_type]
     if packet.is_syn:
         return "SYN"
     if packet.is_syn_ack:
@@ -156,19 +180,54 @@ def label(packet: Packet) -> str:
     return f"{packet.key.payload_len} bytes"
 
 
+SCTP_CHUNKS: Final = {  # RFC 9260, section 3.2
+    1: "INIT",
+    2: "INIT ACK",
+    SCTP_ABORT: "ABORT",
+    7: "SHUTDOWN",
+    8: "SHUTDOWN ACK",
+    10: "COOKIE ECHO",
+    11: "COOKIE ACK",
+    14: "SHUTDOWN COMPLETE",
+}
+
+
 NO_ENDPOINTS: Final = "has no endpoints"  # in the comment of kube-proxy's REJECT rule
 
 
+def no_endpoints(rule: NamedRule) -> bool:
+    """kube-proxy's rule for a Service without endpoints; in nftables mode its comment has only the Service's name."""
+    return NO_ENDPOINTS in rule.text or (rule.owner == "kube-proxy" and NO_ENDPOINTS in rule.meaning)
+
+
+def refused_untranslated(case: Case, death: Death) -> bool:
+    """kube-proxy (nftables mode) refuses what still has a ClusterIP after DNAT; that is right for a wrong port only."""
+    rule, port = death.rule, case.service_port
+    by_kube_proxy = rule is not None and rule.owner == "kube-proxy" and "@cluster-ips" in rule.text
+    return by_kube_proxy and port is not None and bool(port.ready) and to_service(case, death.event)
+
+
 ICMP_ERRORS: Final = {  # RFC 792, RFC 1122, RFC 1812
-    (3, 0): "ICMP network unreachable",
-    (3, 1): "ICMP host unreachable",
-    (3, 2): "ICMP protocol unreachable",
-    (3, 3): "ICMP port unreachable",
-    (3, 4): "ICMP fragmentation needed",
-    (3, 9): "ICMP network prohibited",
-    (3, 10): "ICMP host prohibited",
-    (3, 13): "ICMP administratively prohibited",
-    (11, 0): "ICMP time exceeded",
+    (3, 0): "network unreachable",
+    (3, 1): "host unreachable",
+    (3, 2): "protocol unreachable",
+    (3, 3): "port unreachable",
+    (3, 4): "fragmentation needed",
+    (3, 9): "network prohibited",
+    (3, 10): "host prohibited",
+    (3, 13): "administratively prohibited",
+    (11, 0): "time exceeded",
+}
+ICMPV6_ERRORS: Final = {  # RFC 4443
+    (1, 0): "no route to destination",
+    (1, 1): "administratively prohibited",
+    (1, 2): "beyond scope of source address",
+    (1, 3): "address unreachable",
+    (1, 4): "port unreachable",
+    (1, 5): "source address failed policy",
+    (1, 6): "reject route to destination",
+    (2, 0): "packet too big",
+    (3, 0): "time exceeded",
 }
 
 
@@ -198,6 +257,11 @@ def enter(case: Case, netns: int) -> str:
     return case.around.enter.get(netns, "")
 
 
+def iptables(case: Case) -> str:
+    """The name of iptables for the client's IP family."""
+    return "ip6tables" if case.ipv6 else "iptables"
+
+
 def _tool(rule: NamedRule) -> str:
     six = "6" if rule.table.startswith("ip6") else ""
     return f"ip{six}tables-{'legacy' if rule.engine == 'legacy' else 'nft'}"
@@ -208,7 +272,7 @@ def mend_rule(case: Case, death: Death) -> tuple[str, ...]:
     rule = death.rule
     inside = enter(case, death.event.netns)
     if rule is None:
-        return (f"{inside}iptables-save -c", f"{inside}nft -a list ruleset")
+        return (f"{inside}{iptables(case)}-save -c", f"{inside}nft -a list ruleset")
     advice = _OWNER_ADVICE.get(rule.owner)
     table = rule.table.split()[-1]
     option = "" if table == "filter" else f"-t {table} "
@@ -224,13 +288,12 @@ def mend_rule(case: Case, death: Death) -> tuple[str, ...]:
         delete = shlex.join(words(rule.text)[1:])
         lines = () if rule.owner in _OWNER_ADVICE else (f"{inside}{_tool(rule)} {option}-D {delete}",)
     else:
-        handle = re.search(r"# handle (\d+)", rule.text)
-        place = shlex.join([*rule.table.split(), rule.chain])
-        lines = (
-            (f"{inside}nft delete rule {place} handle {handle[1]}",)
-            if handle
-            else (f"{inside}nft -a list chain {place}",)
-        )
+        spot = shlex.join([*rule.table.split(), rule.chain])
+        lines = (f"{inside}nft -a list chain {spot}",)
+        if rule.policy:
+            lines = (*lines, f"{inside}nft chain {spot} '{{ policy accept ; }}'")
+        elif rule.handle is not None and rule.owner not in _OWNER_ADVICE:
+            lines = (*lines, f"{inside}nft delete rule {spot} handle {rule.handle}")
     return (*lines, advice) if advice else lines
 
 

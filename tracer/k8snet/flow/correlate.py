@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from k8snet.event import Address, Encap, Event, FiveTuple, ProbeId
+from k8snet.event import Address, CtStatus, Encap, Event, FiveTuple, ProbeId
 from k8snet.flow.model import AT_DEVICE, Direction, Flow, Packet, PacketKey
 from k8snet.kernel.ruletrace import RuleStep
 
@@ -22,6 +22,7 @@ DNS_PORT = 53
 # A packet's events lie within milliseconds, even when a rule holds it for a while in a queue. After this
 # time equal bytes are another packet (a resolver's retry has the same transaction id and no IP id).
 SAME_PACKET_NS = 900_000_000
+WAITED_NS = 5_000_000_000
 
 _SOCKET_PROBES = frozenset(
     {
@@ -46,6 +47,7 @@ class _Conversation:
 
     original: FiveTuple
     flows: list[Flow] = field(default_factory=list)
+    taught: tuple[FiveTuple, FiveTuple] | None = None  # conntrack's last word, so as not to learn it from every event
 
     def flow(self, exchange: int | None) -> Flow | None:
         """The newest flow with this exchange; None asks for the newest of all."""
@@ -60,6 +62,7 @@ class Correlator:
         self.strays: list[Event] = []  # of no known flow: a drop on a device's behalf, a route that failed
         self._clients = frozenset(clients)
         self._tuples: dict[FiveTuple, tuple[_Conversation, Direction]] = {}
+        self._unkept: dict[FiveTuple, tuple[_Conversation, Direction]] = {}  # see `_came_to_nothing`
 
     def feed(self, event: Event) -> Packet | None:
         """Take one event; the packet it belongs to, None when it is about no packet of a flow."""
@@ -83,21 +86,38 @@ class Correlator:
 
     def attach_rules(self, steps: Iterable[RuleStep]) -> None:
         """Give each packet the rules that were traced for it. Call once, at the end: rules arrive by another road."""
+        wrapped = self._wrapped()
         for step in steps:
-            if step.packet is None or step.packet not in self._tuples:
-                continue
-            conversation, direction = self._tuples[step.packet]
-            packets = [p for f in conversation.flows for p in f.directed(direction)]
-            owner = _packet_of(step, packets)
+            owner = None
+            known = self._tuples.get(step.packet) or self._unkept.get(step.packet) if step.packet else None
+            if known is not None:
+                conversation, direction = known
+                owner = _packet_of(step, [p for f in conversation.flows for p in f.directed(direction)])
+            elif step.packet in wrapped:
+                owner = _packet_in(step, wrapped[step.packet])
             if owner is not None:
                 owner.rules.append(step)
 
+    def _wrapped(self) -> dict[FiveTuple, list[Packet]]:
+        """Packets by the headers around them: those of tunnels, and of ICMP errors that quote a packet."""
+        found: dict[FiveTuple, list[Packet]] = {}
+        for packet in (p for flow in self.flows for p in flow.packets):
+            for outer in {e.outer for e in packet.events if e.outer is not None}:
+                found.setdefault(outer, []).append(packet)
+        return found
+
     def _conversation(self, event: Event, header: FiveTuple) -> tuple[_Conversation | None, Direction]:
-        known = self._tuples.get(header)
+        # Two connections of one socket may look alike behind NAT, and then only one of them is in conntrack's table.
+        sure = event.encap is Encap.NONE and event.ct_orig in self._tuples
+        known = None if sure else self._tuples.get(header)
         if known is None and _ct_is_ours(event):
             known = self._by_conntrack(event)
         if known is None and event.probe not in _SOCKET_PROBES:
-            if header.saddr in self._clients:
+            if event.encap is Encap.NONE and event.ct_orig is not None and event.ct_orig.saddr in self._clients:
+                # Its own netns has translated it already: a process on the node that calls a Service.
+                back = event.ct_info >= IP_CT_IS_REPLY
+                known = self._open(event.ct_orig), Direction.REPLY if back else Direction.REQUEST
+            elif header.saddr in self._clients:
                 known = self._open(header), Direction.REQUEST
             elif header.daddr in self._clients:
                 # A reply to a request that was sent before we looked.
@@ -142,8 +162,14 @@ class Correlator:
     def _learn(self, conversation: _Conversation, flow: Flow, event: Event) -> None:
         if not _ct_is_ours(event) or event.ct_orig is None or event.ct_reply is None:
             return
-        self._register(conversation, event.ct_orig, Direction.REQUEST)
-        self._register(conversation, event.ct_reply, Direction.REPLY)
+        taught = event.ct_orig, event.ct_reply
+        if conversation.taught != taught:
+            self._register(conversation, event.ct_orig, Direction.REQUEST)
+            if _came_to_nothing(event):
+                self._unkept[event.ct_reply.reversed()] = conversation, Direction.REQUEST
+            else:
+                self._register(conversation, event.ct_reply, Direction.REPLY)
+                conversation.taught = taught
         # Pods and other nodes may have conntrack too. The entry that translates is the one worth showing.
         if flow.ct_orig is None or (flow.dnat is None and flow.snat is None):
             flow.ct_orig, flow.ct_reply = event.ct_orig, event.ct_reply
@@ -153,7 +179,7 @@ class Correlator:
     def _packet(self, flow: Flow, direction: Direction, event: Event) -> Packet:
         key = PacketKey.of(event, direction)
         alike = reversed(flow.by_key.get(key, []))
-        same = [p for p in alike if event.ktime_ns - p.last.ktime_ns <= SAME_PACKET_NS]
+        same = [p for p in alike if event.ktime_ns - p.last.ktime_ns <= SAME_PACKET_NS or _waited(p, event)]
         if event.probe in AT_DEVICE:
             # Equal bytes a second time at one device are another packet (UDP without an IP id).
             same = [p for p in same if not p.seen_at(event)]
@@ -167,9 +193,26 @@ class Correlator:
         return packet
 
 
+def _waited(packet: Packet, event: Event) -> bool:
+    """It died in the queue of an address that nobody answered for: the same skb, seconds later."""
+    return (
+        event.probe in (ProbeId.KFREE_SKB, ProbeId.ICMP_SEND)
+        and event.skb == packet.last.skb
+        and event.ktime_ns - packet.last.ktime_ns <= WAITED_NS
+    )
+
+
 def _ct_is_ours(event: Event) -> bool:
     """The skb's conntrack entry is the flow's (on a tunnel's outer packet it is the tunnel's own)."""
     return event.ct_orig is not None and event.encap in (Encap.NONE, Encap.ICMP_ERROR)
+
+
+def _came_to_nothing(event: Event) -> bool:
+    """Dropped behind source NAT, before its entry was in conntrack's table: its port may be another connection's."""
+    if event.probe is not ProbeId.KFREE_SKB:
+        return False
+    status = CtStatus(event.ct_status)
+    return CtStatus.SRC_NAT_DONE in status and CtStatus.CONFIRMED not in status
 
 
 def _exchange(original: FiveTuple, event: Event) -> int | None:
@@ -187,6 +230,15 @@ def _reopens(flow: Flow, event: Event) -> bool:
     if event.probe is ProbeId.KFREE_SKB or event.encap is Encap.ICMP_ERROR or event.tcp_flags & 0x12 != 0x02:
         return False
     return any(p.is_syn and p.key.seq != event.seq for p in flow.requests)
+
+
+def _packet_in(step: RuleStep, packets: list[Packet]) -> Packet | None:
+    """The packet inside the one that a traced rule saw: the latest that was in that netns before it."""
+    for packet in reversed(packets):
+        there = any(e.netns == step.netns and e.ktime_ns <= step.ktime_ns for e in packet.events)
+        if there and (not packet.is_icmp_error or step.ip_id == packet.key.ip_id):
+            return packet
+    return None
 
 
 def _packet_of(step: RuleStep, packets: list[Packet]) -> Packet | None:

@@ -14,6 +14,8 @@ from enum import StrEnum
 from k8snet.event import Address, Encap, Event, FiveTuple, ProbeId, TcpFlag
 from k8snet.kernel.ruletrace import RuleStep
 
+SCTP_ABORT = 6  # RFC 9260, section 3.2: the type of a chunk
+
 # Events that say an skb is at a device; everything else is about sockets, routes or neighbours.
 AT_DEVICE = (ProbeId.NET_DEV_QUEUE, ProbeId.NETIF_RECEIVE_SKB)
 
@@ -51,10 +53,12 @@ class PacketKey:
     def of(cls, event: Event, direction: Direction) -> PacketKey:
         """The key of the packet that `event` saw."""
         error = event.encap is Encap.ICMP_ERROR
+        # IPv6 numbers fragments only, and anew where conntrack has put them together on the way.
+        numbered = event.packet is not None and event.packet.daddr.version == 4
         return cls(
             direction,
             error,
-            event.ip_id,
+            event.ip_id if numbered else 0,
             event.seq,
             event.payload_len,
             event.tcp_flags,
@@ -91,6 +95,17 @@ class Packet:
         """It is an ICMP error about this flow, not a packet of it."""
         return self.key.icmp_error
 
+    @property
+    def is_ipv6(self) -> bool:
+        """Of its two families, IPv6: ICMP's numbers mean other things there."""
+        return self.first.packet is not None and self.first.packet.daddr.version == 6
+
+    @property
+    def is_unreachable(self) -> bool:
+        """An ICMP error that says no; "fragmentation needed" only asks for smaller packets."""
+        kind, code = self.key.icmp
+        return self.is_icmp_error and (kind == 1 if self.is_ipv6 else kind == 3 and code != 4)
+
     def has(self, flags: TcpFlag, without: int = 0) -> bool:
         """It is a TCP packet of this flow with all of `flags` and none of `without`."""
         return (
@@ -113,8 +128,14 @@ class Packet:
 
     @property
     def is_rst(self) -> bool:
-        """A reset."""
-        return self.has(TcpFlag.RST)
+        """A reset, or what SCTP calls an abort."""
+        return self.has(TcpFlag.RST) or (self.is_sctp and self.first.icmp_type == SCTP_ABORT)
+
+    @property
+    def is_sctp(self) -> bool:
+        """A packet of an SCTP association."""
+        header = self.first.packet
+        return not self.is_icmp_error and header is not None and header.protocol == socket.IPPROTO_SCTP
 
     def received_in(self, netns: int | None) -> bool:
         """It came in by a device of `netns`."""

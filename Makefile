@@ -5,8 +5,8 @@
 .NOTPARALLEL:
 PY      := .venv/bin/python
 RESULTS := build/results
-# The kernels of `make vm`; tests/vm/kernels.py knows where each comes from.
-KERNELS ?= 6.1 6.12
+# The kernels of `make vm` and `make matrix`; tests/vm/kernels.py knows where each comes from.
+KERNELS ?= 5.10 6.1 6.12 newest
 
 .PHONY: help
 help: ## this list
@@ -41,9 +41,16 @@ live: setup bpf ## real packets on the running kernel (root)
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/live.xml
 	$(PY) -m pytest tests/live --junitxml=$(RESULTS)/live.xml
 
-vm: setup-vm bpf ## the live tests on other kernels, in virtual machines; KERNELS="6.1 6.12"
+vm: setup-vm bpf ## what depends on the kernel, on others in virtual machines; KERNELS="6.1 newest"
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/vm-*.xml
 	$(PY) tests/vm/run.py --results $(RESULTS) $(KERNELS)
+
+.PHONY: matrix
+matrix: $(if $(KERNELS),setup-vm,setup) bpf ## every scenario, back end and kernel: docs/matrix.md; hours; KERNELS= for this one
+	@mkdir -p $(RESULTS)/matrix && rm -f $(RESULTS)/matrix/*.xml
+	-$(PY) -m pytest tests/live/test_scenarios.py -q --junitxml=$(RESULTS)/matrix/live.xml
+	-$(if $(KERNELS),$(PY) tests/vm/run.py --all --minutes 240 --results $(RESULTS)/matrix $(KERNELS))
+	@$(PY) tests/matrix.py $(RESULTS)/matrix --page docs/matrix.md
 
 .PHONY: bench
 bench: setup bpf ## what tracing costs (root)

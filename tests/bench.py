@@ -17,12 +17,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from ipaddress import ip_address
 
+from k8snet.cluster.inventory import Inventory
 from k8snet.event import Event
+from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.loader import Filter, Tracer
-from k8snet.kernel.netns import entered
+from k8snet.kernel.netns import Netns, entered, inum_of
+from k8snet.kernel.rules import RuleBook
+from k8snet.kernel.ruletrace import Match, RuleTrace
+from k8snet.lab import kubeproxy, kubeproxy_nft
+from k8snet.lab.lab import BACKENDS
+from many import CLUSTER_CIDR, NODE, many
 
 PREFIX = "k8sbench-"
 CLIENT, SERVER, STRANGER, PORT = "10.213.1.2", "10.213.2.2", "10.213.9.9", 9000
@@ -190,6 +197,38 @@ def start_up(times: int) -> tuple[float, float]:
     return statistics.median(measured), min(measured)
 
 
+def naming(backend: str, inventory: Inventory, times: int) -> tuple[float, float]:
+    """Seconds from a drop by one kube-proxy rule among those of all Services to its name: the median, and the worst."""
+    node = Netns(inum_of(f"/run/netns/{PREFIX}node"), f"/run/netns/{PREFIX}node")
+    load(node, backend, inventory)
+    ip("-n", PREFIX + "node", "route", "add", "default", "via", SERVER)  # else it dies before the rule
+    measured = []
+    for number in range(times):
+        # Another Service each time, nothing remembered from the last, and the SYN rejected as it is sent.
+        vip = inventory.services[-1 - number].cluster_ips[0]
+        with Guardian() as guardian, RuleTrace(node, Match(6, (), ((vip, 80),)), guardian) as trace:
+            with entered(f"/run/netns/{PREFIX}client"):
+                client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            client.settimeout(1)
+            with client, suppress(OSError):
+                client.connect((str(vip), 80))
+            start = time.perf_counter()
+            named = RuleBook(node).name(trace.drain())
+            measured.append(time.perf_counter() - start)
+        if named is None or named.service != inventory.services[-1 - number].key:
+            sys.exit(f"k8snet bench: {backend} names {named}")
+    return statistics.median(measured), max(measured)
+
+
+def load(node: Netns, backend: str, inventory: Inventory) -> None:
+    """Replace the node's rules by those that this kube-proxy writes."""
+    command, rules = [f"{backend}-restore"], kubeproxy.rules(inventory, CLUSTER_CIDR)
+    if backend == "nftables":
+        command, rules = ["nft", "-f", "-"], kubeproxy_nft.rules(inventory, CLUSTER_CIDR, NODE)
+    with entered(node.path):
+        subprocess.run(command, input=rules, check=True, text=True)
+
+
 def memory() -> tuple[float, float]:
     """MiB resident of a process that traces, and what of it is more than a bare Python's."""
     status = "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
@@ -224,6 +263,15 @@ def main() -> None:
     print(f"decoded       {rate:,.0f} events/s, {lost} lost")
     median, fastest = start_up(7)
     print(f"start-up      {median:.3f} s from process start to all probes attached, {fastest:.3f} at best")
+    for backend in BACKENDS:
+        # As a cluster has it, and all in one chain or map: 20,000 rules either way with iptables.
+        for services, without_endpoints in ((5000, 1000), (20_000, 20_000)):
+            with network():  # of its own: the rules of one back end do not stand in the way of another
+                median, worst = naming(backend, many(services, without_endpoints), 7)
+            print(
+                f"rule named    {median:.3f} s after the drop, {worst:.3f} at worst: {backend}, {services:,} Services, "
+                f"{without_endpoints:,} without endpoints"
+            )
     resident, above = memory()
     print(f"memory        {resident:.1f} MiB resident, {above:.1f} of it above a bare Python")
 

@@ -19,6 +19,7 @@ class Tally:
     passed: int
     failed: int
     skipped: int
+    kernel: str = ""  # `uname -r`, where the suite says it
 
     @property
     def good(self) -> bool:
@@ -30,6 +31,7 @@ def read(file: Path) -> Tally:
     """The tally of one JUnit file; of one that is absent or cut off, nothing."""
     try:
         suites = list(ET.parse(file).getroot().iter("testsuite"))  # noqa: S314 - written by pytest a moment ago
+        kernels = [p.get("value", "") for s in suites for p in s.iterfind("properties/property[@name='kernel']")]
     except (FileNotFoundError, ET.ParseError):
         return Tally(0, 0, 0)
 
@@ -37,7 +39,7 @@ def read(file: Path) -> Tally:
         return sum(int(suite.get(attribute, "0")) for suite in suites)
 
     failed, skipped = total("failures") + total("errors"), total("skipped")
-    return Tally(max(0, total("tests") - failed - skipped), failed, skipped)
+    return Tally(max(0, total("tests") - failed - skipped), failed, skipped, next(iter(kernels), ""))
 
 
 def main(directory: str, *names: str) -> int:
@@ -45,7 +47,8 @@ def main(directory: str, *names: str) -> int:
     tallies = {name: read(Path(directory, f"{name}.xml")) for name in names}
     for name, tally in tallies.items():
         note = "" if tally.passed or tally.failed else ": RAN NOTHING"
-        print(f"{name}: {tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped{note}")
+        label = f"{name} ({tally.kernel})" if tally.kernel else name
+        print(f"{label}: {tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped{note}")
     good = all(tally.good for tally in tallies.values())
     empty = sum(not (tally.passed or tally.failed) for tally in tallies.values())
     failed = sum(tally.failed for tally in tallies.values()) + empty

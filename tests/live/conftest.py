@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from k8snet.lab.lab import BACKENDS
+from k8snet.lab.scenarios import SCENARIOS, Scenario
 
 
 def patience() -> float:
@@ -22,6 +25,57 @@ def patience() -> float:
 # Starts, kills and races processes a hundred times: it takes minutes where the machine is emulated, and says nothing of
 # the kernel that it did not say on the running one.
 about_processes = pytest.mark.skipif("K8SNET_VM" in os.environ, reason="about processes, not about the kernel")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernel(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """Which kernel the results are of: tests/matrix.py makes a column of it."""
+    record_testsuite_property("kernel", platform.release())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is another kernel's share, for `make vm`, which has no time for everything everywhere.
+
+    K8SNET_BACKENDS="nftables": only that back end, unless a test knows no other. K8SNET_SHARE=1/2: of the scenarios
+    every second, beginning with the first; where a scenario is played twice (test_tiers), every eighth.
+    """
+    chosen = os.environ.get("K8SNET_BACKENDS", "").split() or list(BACKENDS)
+    left_out = [
+        item
+        for item in items
+        if not _in_share(item) or ((mine := _backend(item)) and mine not in _wanted(item, chosen))
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _in_share(item: pytest.Item) -> bool:
+    mine, _, shares = os.environ.get("K8SNET_SHARE", "1/1").partition("/")
+    scenario = _scenario(item)
+    if scenario is None or shares == "1":
+        return True
+    every = int(shares) * (4 if "test_tiers" in item.nodeid else 1)
+    return SCENARIOS.index(scenario) % every == int(mine) - 1
+
+
+def _scenario(item: pytest.Item) -> Scenario | None:
+    values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    found = values.get("scenario")
+    return found if isinstance(found, Scenario) else None
+
+
+def _backend(item: pytest.Item) -> str | None:
+    """The back end that a test is parametrized with, alone or as the first part of a lab."""
+    values = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    firsts = (value[0] if isinstance(value, tuple) else value for value in values)
+    return next((first for first in firsts if isinstance(first, str) and first in BACKENDS), None)
+
+
+def _wanted(item: pytest.Item, chosen: list[str]) -> list[str]:
+    """Of this item's back ends the chosen ones; the first, if there is none."""
+    scenario = _scenario(item)
+    possible = scenario.backends or BACKENDS if scenario is not None else BACKENDS
+    return [backend for backend in possible if backend in chosen] or [possible[0]]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -293,7 +293,7 @@ USAGE = [
     ("lab", "ACTION", "k8snet lab --help"),
     ("lab run", "SCENARIO", "--help"),
     ("lab run nonsense", "'nonsense'", "k8snet lab list"),
-    ("lab up --backend ipvs", "'ipvs'", "--help"),
+    ("lab up --backend ebpf", "'ebpf'", "--help"),
     ("map -n shop", "inventory", "--inventory"),
 ]
 NAMES = [
@@ -305,7 +305,6 @@ NAMES = [
     ("shop/cart", "shop/po/web-1:grpc", "no port named 'grpc'", "http .8080/TCP"),
     ("shop/cart", "shop/web:99999", "no port 99999", "1 to 65535"),
     ("shop/cart", "shop/web:80/sctp", "no SCTP port 80", "http .80/TCP"),
-    ("shop/cart", "10.244.1.11:80/sctp", "SCTP, which is not traced", "TCP or UDP"),
     ("shop/svc/web", "shop/svc/web:80", "a service opens no connections", "shop/po/web-1"),
     ("shop/deploy/cart", "shop/svc/web:80", "Deployments are not looked up yet", "name the pod"),
     ("shop/cart", "nowhere/svc/web:80", "namespace 'nowhere'", "did you mean shop/svc/web:80"),

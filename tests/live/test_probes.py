@@ -432,17 +432,19 @@ def test_tier_2_names_hook_and_table_of_a_drop_by_nftables(datagrams: Trace) -> 
     assert len(drops) == PACKETS
 
 
-def test_tier_2_names_hook_and_table_of_a_drop_by_iptables(datagrams: Trace) -> None:
-    datagrams.require(ProbeId.NF_HOOK_SLOW, ProbeId.IPT_DO_TABLE)
+@families
+def test_tier_2_names_hook_and_table_of_a_drop_by_iptables(datagrams: Trace, family: Family) -> None:
+    datagrams.require(ProbeId.NF_HOOK_SLOW, ProbeId.IPT_DO_TABLE if family is V4 else ProbeId.IP6T_DO_TABLE)
+    tool = "iptables-legacy" if family is V4 else "ip6tables-legacy"
     try:
-        inside("node", "iptables-legacy", "-t", "mangle", "-A", "FORWARD", "-p", "udp", "-j", "DROP")
+        inside("node", tool, "-t", "mangle", "-A", "FORWARD", "-p", "udp", "-j", "DROP")
     except RuntimeError as error:
-        pytest.skip(f"no iptables-legacy here ({error})")
+        pytest.skip(f"no {tool} here ({error})")
     try:
-        send(V4)
+        send(family)
         events = datagrams.until(lambda seen: sum(e.probe is ProbeId.KFREE_SKB for e in seen) >= PACKETS)
     finally:
-        inside("node", "iptables-legacy", "-t", "mangle", "-F")
+        inside("node", tool, "-t", "mangle", "-F")
     drops = [e for e in events if e.probe is ProbeId.KFREE_SKB]
     assert {(e.hook, e.table) for e in drops} == {(Hook.FORWARD, "mangle")}
     assert len(drops) == PACKETS
@@ -455,15 +457,41 @@ def test_a_drop_elsewhere_has_no_hook(datagrams: Trace) -> None:
     assert (drop.hook, drop.table) == (0xFF, "")
 
 
-def test_an_icmp_error_is_found_by_the_packet_that_it_quotes(datagrams: Trace) -> None:
-    send(V4, 1)
+@families
+def test_an_icmp_error_is_found_by_the_packet_that_it_quotes(datagrams: Trace, family: Family) -> None:
+    send(family, 1)
     events = datagrams.until(lambda seen: bool(at(seen, *BACK)))
     [error] = at(events, *BACK)
-    assert (error.encap, error.icmp_type, error.icmp_code) == (Encap.ICMP_ERROR, 3, 3)
+    port_unreachable, icmp = ((3, 3), socket.IPPROTO_ICMP) if family is V4 else ((1, 4), socket.IPPROTO_ICMPV6)
+    assert (error.encap, error.icmp_type, error.icmp_code) == (Encap.ICMP_ERROR, *port_unreachable)
     assert error.packet is not None
     assert error.outer is not None
-    assert (error.packet.saddr, error.packet.daddr, error.packet.dport) == (V4.client, V4.server, UDP_PORT)
-    assert (error.outer.saddr, error.outer.daddr, error.outer.protocol) == (V4.server, V4.client, 1)
+    assert (error.packet.saddr, error.packet.daddr, error.packet.dport) == (family.client, family.server, UDP_PORT)
+    assert (error.outer.saddr, error.outer.daddr, error.outer.protocol) == (family.server, family.client, icmp)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((socket.IPV6_HOPOPTS,), id="hop-by-hop"),
+        pytest.param((socket.IPV6_HOPOPTS, socket.IPV6_DSTOPTS), id="hop-by-hop-and-destination"),
+    ],
+)
+@pytest.mark.parametrize("size", [9, 3000], ids=["whole", "in-fragments"])
+def test_ipv6_extension_headers_do_not_hide_the_packet(datagrams: Trace, options: tuple[int, ...], size: int) -> None:
+    padding = bytes([0, 0, 1, 4, 0, 0, 0, 0])  # the kernel fills in what comes next; one PadN option of 6 bytes
+    with udp("server", V6, UDP_PORT), udp("client", V6) as client:
+        for option in options:
+            client.setsockopt(socket.IPPROTO_IPV6, option, padding)
+        client.sendto(b"\x12\x34pa" + bytes(size - 4), (str(V6.server), UDP_PORT))
+        events = datagrams.until(lambda seen: bool(at(seen, *PLACES[-1])))
+    first = [next(iter(at(events, *place)), None) for place in PLACES]
+    for e in first:
+        assert e is not None
+        assert e.packet is not None
+        assert (e.packet.saddr, e.packet.daddr, e.packet.dport) == (V6.client, V6.server, UDP_PORT)
+        assert (e.packet.protocol, e.seq) == (socket.IPPROTO_UDP, 0x12347061)
+        assert size > 9 or e.payload_len == size
 
 
 def test_icmp_send_shows_the_packet_that_is_refused(datagrams: Trace) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -18,12 +19,15 @@ from pathlib import Path
 
 import pytest
 
+from k8snet.cluster.inventory import Inventory
 from k8snet.event import FiveTuple
 from k8snet.kernel import counters
 from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.netns import Netns, entered, inum_of
 from k8snet.kernel.rules import NamedRule, RuleBook, Snapshot, dnat_of, legacy_tables
 from k8snet.kernel.ruletrace import PER_SECOND, Match, RuleStep, RuleTrace
+from k8snet.lab import kubeproxy, kubeproxy_nft
+from many import CLUSTER_CIDR, NODE, many
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo pytest tests/live")
 
@@ -338,6 +342,144 @@ def test_a_chain_name_that_is_a_command_is_not_run(routed: Net) -> None:
     assert named.chain == evil
     assert "rule with handle" in named.text
     assert "precious" in routed.within("node", "nft", "list", "tables")
+
+
+def kube_proxys(net: Net, engine: str, inventory: Inventory) -> None:
+    """Rules of all these Services on the node, as that back end's kube-proxy writes them."""
+    if engine == "nftables":
+        net.within("node", "nft", "-f", "-", stdin=kubeproxy_nft.rules(inventory, CLUSTER_CIDR, NODE))
+    else:
+        net.rules(engine, kubeproxy.rules(inventory, CLUSTER_CIDR))
+
+
+@pytest.mark.skipif(
+    "K8SNET_VM" in os.environ, reason="to load 20,000 rules takes minutes where the machine is emulated"
+)
+@pytest.mark.parametrize(("engine", "empty"), [("legacy", 1000), ("nft", 1000), ("nftables", 4900)])
+def test_the_rule_of_one_service_among_thousands_is_named(routed: Net, engine: str, empty: int) -> None:
+    """iptables: more than 20,000 rules; nftables: a map of 4,900 elements (and a slow load of the other Services)."""
+    inventory = many(5000, empty)
+    kube_proxys(routed, engine, inventory)
+    service = inventory.services[-3]
+    vip = service.cluster_ips[0]
+    match = Match(socket.IPPROTO_TCP, (ip_address(CLIENT[4]),), ((vip, 80),))
+    node = routed.netns("node")
+    book = RuleBook(node)
+    with Guardian() as guardian, RuleTrace(node, match, guardian) as trace:
+        routed.connect(str(vip), 80)
+        named = book.name(steps_of(trace, book.name))
+    assert named is not None
+    assert (named.service, named.rejects, named.owner) == (service.key, True, "kube-proxy")
+    assert named.meaning == f"Service {service.key}, port http, has no endpoints"
+    if engine == "nftables":
+        place = f"{vip} . tcp . 80"
+        listed = routed.within(
+            "node", "nft", "get", "element", "ip", "kube-proxy", "no-endpoint-services", f"{{ {place} }}"
+        )
+        assert named.text.removeprefix("vmap @no-endpoint-services ") in listed
+    else:
+        saved = routed.saved(engine)
+        assert len([line for line in saved if line.startswith("-A ")]) > 20_000
+        assert named.text in saved
+        assert f"-d {vip}/32 " in named.text
+
+
+def test_an_element_of_a_verdict_map_is_named_with_its_map(routed: Net) -> None:
+    """Keys of one part and of three, a verdict of its own and a jump to a chain that drops everything."""
+    routed.within(
+        "node",
+        "nft",
+        "-f",
+        "-",
+        stdin="""
+table inet mine {
+	map ports {
+		type inet_service : verdict
+		elements = { 8081 comment "no telnet" : drop }
+	}
+
+	map places {
+		type inet_proto . inet_service . ipv4_addr : verdict
+		elements = { tcp . 8082 . 10.77.2.2 : jump grave }
+	}
+
+	map places6 {
+		type ipv6_addr . inet_service : verdict
+		elements = { fd77:2::2 . 8083 : goto grave }
+	}
+
+	map ranges {
+		type inet_service : verdict
+		flags interval
+		elements = { 8085-8090 : goto grave }
+	}
+
+	chain grave {
+		counter drop
+	}
+
+	chain ways {
+		type filter hook forward priority 10; policy accept;
+		tcp dport vmap @ports
+		meta l4proto . th dport . ip daddr vmap @places
+		ip6 daddr . th dport vmap @places6
+		tcp dport vmap { 8084 : goto grave }
+		tcp dport vmap @ranges
+	}
+}
+""",
+    )
+    found, chains = {}, {}
+    node, server = routed.netns("node"), ip_address(SERVER[4])
+    places = tuple((ip_address(SERVER[6]) if port == 8083 else server, port) for port in range(8081, 8086))
+    for address, port in places:
+        book = RuleBook(node)
+        match = Match(socket.IPPROTO_TCP, (ip_address(CLIENT[address.version]),), ((address, port),))
+        with Guardian() as guardian, RuleTrace(node, match, guardian) as trace:
+            routed.connect(str(address), port)
+            named = book.name(steps_of(trace, book.name))
+        assert named is not None
+        assert (named.table, named.rejects) == ("inet mine", False)
+        found[port] = named.text
+        chains[port] = named.chain
+    assert found[8081] == 'vmap @ports { 8081 comment "no telnet" : drop }'
+    assert found[8082] == "vmap @places { tcp . 8082 . 10.77.2.2 : jump grave }"
+    assert found[8083] == "vmap @places6 { fd77:2::2 . 8083 : goto grave }"
+    assert found[8084] == "vmap { 8084 : goto grave }"
+    # No element has the packet's port as its key: then it is the rule that dropped it.
+    assert found[8085].startswith("counter packets ")
+    assert chains == {8081: "ways", 8082: "ways", 8083: "ways", 8084: "ways", 8085: "grave"}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_rule_that_was_read_ahead_is_named_after_it_is_gone(routed: Net, engine: str) -> None:
+    """kube-proxy writes its rules again at any moment."""
+    line = f"-A FORWARD -p tcp -m tcp --dport {TARGET} -j DROP"
+    routed.rules(engine, f"*filter\n{line}\nCOMMIT\n")
+    node = routed.netns("node")
+    book = RuleBook(node)
+    with Guardian() as guardian, RuleTrace(node, routed.match(), guardian) as trace:
+        routed.connect(SERVER[4], TARGET)
+        steps = steps_of(trace, lambda seen: any(s.table == "filter" for s in seen))
+    book.read_ahead(steps)
+    other = "-A FORWARD -p udp -m comment --comment other -j DROP"
+    routed.rules(engine, f"*filter\n-F FORWARD\n{other}\nCOMMIT\n")
+    named = book.name(steps)
+    assert named is not None
+    assert named.text == line
+    assert other in routed.saved(engine)
+
+
+def test_reading_a_chain_of_iptables_nft_adds_none(routed: Net) -> None:
+    """An old iptables-nft -S adds what is missing of a table's built-in chains."""
+    line = f"-A FORWARD -p tcp -m tcp --dport {TARGET} -j DROP"
+    chain = "chain ip filter FORWARD { type filter hook forward priority 0; policy accept; }"
+    routed.within("node", "nft", f"add table ip filter; add {chain}")
+    routed.within("node", tool("nft", "save").removesuffix("-save"), *shlex.split(line))
+    before = routed.within("node", "nft", "list", "chains")
+    named, _ = blamed(routed, lambda: routed.connect(SERVER[4], TARGET))
+    assert named.text == line
+    assert routed.within("node", "nft", "list", "chains") == before
 
 
 def test_two_runs_in_one_netns_do_not_disturb_each_other(routed: Net) -> None:

@@ -1,6 +1,7 @@
 """Healthy traffic of many kinds, traced passively: every connection is seen, every one is delivered, nothing is found.
 
-The traffic is real programs' (http.client, a DNS query over a fresh socket), sent from inside the client's netns.
+The traffic is real programs' (http.client, a DNS query over a fresh socket), sent from inside the client's netns. A few
+connections of each kind, in each back end; test_crowd.py has the thousands.
 """
 
 from __future__ import annotations
@@ -42,7 +43,14 @@ class Starting(Nobody):
         self._traffic.start()
 
 
-def traced(lab: Lab, target: str, protocol: str, traffic: Callable[[], None]) -> Report:
+def traced(
+    lab: Lab,
+    target: str,
+    protocol: str,
+    traffic: Callable[[], None],
+    count: int = CONNECTIONS,
+    seconds: float = 30,
+) -> Report:
     """The report on `traffic`, which a thread makes from inside the client's netns while the trace runs."""
     failed: list[BaseException] = []
 
@@ -58,8 +66,8 @@ def traced(lab: Lab, target: str, protocol: str, traffic: Callable[[], None]) ->
         server=names.resolve_to(target, lab.inventory),
         inventory=lab.inventory,
         protocol=protocol,
-        count=CONNECTIONS,
-        timeout=30 * patience(),
+        count=count,
+        timeout=seconds * patience(),
     )
     thread = threading.Thread(target=body)
     report = run_trace(request, look(lab.inventory), Starting(thread))

@@ -20,16 +20,19 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 @dataclass(frozen=True)
 class Kernel:
-    """Where a kernel comes from: suites of a Debian release, and a pattern that its packages' names match."""
+    """Where a kernel comes from (suites of Debian, a pattern for its packages' names), and what is tested there."""
 
     suites: tuple[str, ...]
     package: str
+    backend: str  # the lab's, where there is time for one only
 
 
-# One line adds one: 5.10 is bullseye's, the newest is sid's.
+# One line adds one.
 KERNELS = {
-    "6.1": Kernel(("bookworm", "bookworm-security"), r"linux-image-6\.1\.[\w.+~-]+"),
-    "6.12": Kernel(("bookworm-security", "bookworm-backports"), r"linux-image-6\.12\.[\w.+~-]+"),
+    "5.10": Kernel(("bullseye", "bullseye-security"), r"linux-image-5\.10\.[\w.+~-]+", "iptables-legacy"),
+    "6.1": Kernel(("bookworm", "bookworm-security"), r"linux-image-6\.1\.[\w.+~-]+", "iptables-nft"),
+    "6.12": Kernel(("bookworm-security", "bookworm-backports"), r"linux-image-6\.12\.[\w.+~-]+", "iptables-legacy"),
+    "newest": Kernel(("sid",), r"linux-image-\d[\w.+~-]+", "nftables"),
 }
 # Not the ones for clouds, which lack drivers that the virtual machine needs; not the real-time ones; not the unsigned
 # ones, which are the same kernels again.
@@ -109,6 +112,26 @@ def newest(flags: list[str], pattern: str) -> str:
     return best[0]
 
 
+def parts(flags: list[str], package: str) -> list[str]:
+    """The packages that make up a kernel: Debian's newest ships the image and the modules apart."""
+    shown = run("apt-cache", *flags, "show", "--no-all-versions", package)
+    depends = re.search(r"^Depends: (.*)", shown, re.MULTILINE)
+    # What a kernel wants in exactly its own version is a part of it.
+    return [package, *re.findall(r"(linux-[\w.+~-]+) \(= ", depends[1] if depends else "")]
+
+
+def release(tree: Path) -> str:
+    """The version of an unpacked kernel as `uname -r` will say it."""
+    [modules] = tree.glob("lib/modules/*")
+    return modules.name
+
+
+def image(tree: Path) -> Path:
+    """The file that is booted."""
+    [found] = tree.glob("boot/vmlinuz-*")
+    return found
+
+
 def fetch(names: list[str], build: Path) -> dict[str, Path]:
     """Directories with the unpacked kernels; from an earlier run if they are there, else from the mirror.
 
@@ -129,19 +152,25 @@ def fetch(names: list[str], build: Path) -> dict[str, Path]:
                     f"no package {KERNELS[name].package} in {', '.join(KERNELS[name].suites)}", "look at the mirror"
                 )
             print(f"vm: fetching {package}", flush=True)
-            _unpack(flags, package, trees[name])
+            _unpack(flags, parts(flags, package), trees[name])
     return trees
 
 
-def _unpack(flags: list[str], package: str, tree: Path) -> None:
-    """Download a package and unpack it at `tree`, which exists only when it is whole."""
+def _unpack(flags: list[str], packages: list[str], tree: Path) -> None:
+    """Download packages and unpack them at `tree`, which exists only when it is whole."""
     draft = tree.with_name("draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    run("apt-get", "-q", *flags, "download", package, cwd=draft)
-    [deb] = draft.glob("*.deb")
-    run("dpkg-deb", "-x", str(deb), str(draft))
-    deb.unlink()
-    [modules] = [*draft.glob("lib/modules/*"), *draft.glob("usr/lib/modules/*")]
-    run("depmod", "-a", "-b", str(modules.parents[2]), modules.name)
+    run("apt-get", "-q", *flags, "download", *packages, cwd=draft)
+    for deb in draft.glob("*.deb"):
+        run("dpkg-deb", "-x", str(deb), str(draft))
+        deb.unlink()
+    # The newest has its modules under /usr, and its image beside them.
+    if not (draft / "lib").exists():
+        (draft / "usr/lib").rename(draft / "lib")
+    version = release(draft)
+    if not (draft / "boot").exists():
+        (draft / "boot").mkdir()
+        (draft / "lib/modules" / version / "vmlinuz").rename(draft / f"boot/vmlinuz-{version}")
+    run("depmod", "-a", "-b", str(draft), version)
     draft.rename(tree)

@@ -131,7 +131,7 @@ def rate(real: float) -> float:
 
 
 def test_thousands_of_queries_give_no_finding(lab: Lab) -> None:
-    n = big(7001)
+    n = big(8009)
     crowd = Crowd(lab, f"ask --host 10.96.0.10 --port 53 --number {n} --rate {rate(500)}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with service_updates(lab):
@@ -144,11 +144,11 @@ def test_thousands_of_queries_give_no_finding(lab: Lab) -> None:
 
 
 def test_of_thousands_of_connections_the_injected_faults_are_found_and_nothing_else(lab: Lab) -> None:
-    n = big(2503)
+    n = big(1503)
     web = "--host 10.96.0.80 --port 80"
     crowd = Crowd(
         lab,
-        f"browse {web} --number {n} --rate {rate(160)} --timeout 60",
+        f"browse {web} --number {n} --rate {rate(100)} --timeout 60",
         f"browse {web} --number {FAULTS} --rate 2 --first {FIRST_PORT} --timeout {2.5 * patience()}",
     )
     drop = f"-p tcp -m tcp --sport {FIRST_PORT}:{FIRST_PORT + FAULTS - 1} -j DROP".split()
@@ -184,13 +184,13 @@ def test_segments_lost_on_a_wire_and_sent_again_give_no_finding(lab: Lab) -> Non
     """One in a hundred; a query lost so is answered the second time."""
     if why := missing(("qdisc:netem",)):
         pytest.skip(why)
-    n = big(2503)
+    n = big(1503)
     lossy = ["qdisc", "add", "dev", "eth0", "root", "netem", "loss", "1%"]
     with ExitStack() as stack:
         for pod in ("shop/web-1", "shop/web-2"):
             lab.run_in(pod, ["tc", *lossy], check=True)
             stack.callback(lab.run_in, pod, ["tc", "qdisc", "del", "dev", "eth0", "root"])
-        crowd = Crowd(lab, f"browse --host 10.96.0.80 --port 80 --number {n} --rate {rate(160)} --timeout 60")
+        crowd = Crowd(lab, f"browse --host 10.96.0.80 --port 80 --number {n} --rate {rate(100)} --timeout 60")
         report = traced(lab, "shop/svc/web:80", "tcp", crowd, n, 60)
     assert failures(report) == [], f"\n{render(report)}"
     assert (crowd.content, report.connections, report.answered) == (n, n, n), f"\n{render(report)}"

@@ -36,26 +36,31 @@ def _kernel(record_testsuite_property: Callable[[str, object], None]) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is another kernel's share, for `make vm`, which has no time for everything everywhere.
 
-    K8SNET_BACKENDS="nftables": only that back end, unless a test knows no other. K8SNET_SHARE=1/2: of the scenarios
-    every second, beginning with the first; where a scenario is played twice (test_tiers), every eighth.
+    K8SNET_BACKENDS="nftables": only that back end, unless a test knows no other. K8SNET_SHARE=1/4: of the scenarios
+    every fourth, beginning with the first; where a scenario is played twice (test_tiers), every sixteenth; of the other
+    tests every second, so that two shares of four have each.
     """
     chosen = os.environ.get("K8SNET_BACKENDS", "").split() or list(BACKENDS)
-    left_out = [
+    mine, _, shares = os.environ.get("K8SNET_SHARE", "1/1").partition("/")
+    others = (item for item in items if _scenario(item) is None)
+    places = {item: SCENARIOS.index(s) for item in items if (s := _scenario(item)) is not None}
+    places |= {item: place for place, item in enumerate(others)}
+    left_out = {
         item
         for item in items
-        if not _in_share(item) or ((mine := _backend(item)) and mine not in _wanted(item, chosen))
-    ]
-    config.hook.pytest_deselected(items=left_out)
+        if not _in_share(item, places[item], int(mine), int(shares))
+        or ((backend := _backend(item)) and backend not in _wanted(item, chosen))
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
 
-def _in_share(item: pytest.Item) -> bool:
-    mine, _, shares = os.environ.get("K8SNET_SHARE", "1/1").partition("/")
-    scenario = _scenario(item)
-    if scenario is None or shares == "1":
-        return True
-    every = int(shares) * (4 if "test_tiers" in item.nodeid else 1)
-    return SCENARIOS.index(scenario) % every == int(mine) - 1
+def _in_share(item: pytest.Item, place: int, mine: int, shares: int) -> bool:
+    if _scenario(item) is None:
+        shares = min(2, shares)
+    elif "test_tiers" in item.nodeid and shares > 1:
+        shares *= 4
+    return place % shares == (mine - 1) % shares
 
 
 def _scenario(item: pytest.Item) -> Scenario | None:

@@ -30,6 +30,7 @@ from unit.story import (
     NOT_SPECIFIED,
     OWNERS,
     VIP,
+    WEB,
     codes,
     drop,
     findings,
@@ -47,6 +48,7 @@ TO_FAR, BACK = f"{CLIENT} > {FAR}", f"{FAR} > {CLIENT}"
 DNAT = {"orig": f"{CLIENT} > {VIP}", "reply": BACK, "status": DNAT_DONE}
 TWO_NODES = OWNERS | {NODE_2: Owner("node-2", role=Role.NODE)}
 NONE, BLACKHOLE = Route(errno.ENETUNREACH), Route(errno.EINVAL, "blackhole", "10.244.2.0/24")
+REFUSING = Route(errno.EINVAL, "blackhole", "10.244.1.10/32")
 VIA_ETH0 = Route(type="unicast", prefix="10.244.2.0/24", device="eth0", gateway=IPv4Address("192.168.50.2"))
 
 
@@ -113,6 +115,27 @@ def test_an_answer_that_finds_no_way_back_is_a_lost_reply() -> None:
     (finding,) = findings(*story, owners=TWO_NODES, routes=answers(story[-1], NONE))
     assert (finding.code, finding.direction) == ("NO_ROUTE", "reply")
     assert finding.title == "REPLY LOST on node-2: no route to 10.244.1.10 (pod shop/cart)"
+
+
+@pytest.mark.parametrize(("route", "code"), [(NONE, "NO_ROUTE"), (REFUSING, "ROUTE_BLACKHOLE"), (VIA_ETH0, "NO_REPLY")])
+def test_a_pod_that_cannot_answer_for_want_of_a_route(route: Route, code: str) -> None:
+    story = syn_to_backend()
+    arrived = story[-1].packet
+    assert arrived is not None
+    back = {RouteQuestion(WEB, arrived.saddr, arrived.daddr): route}
+    here = to(WEB, "10.244.1.11", Route(type="local", prefix="10.244.1.11/32"))
+    (finding,) = findings(*story, routes=back | here)
+    assert finding.code == code
+    if code != "NO_REPLY":
+        assert finding.title.startswith("NO REPLY from pod shop/web-1: ")
+        assert finding.where.pod == "shop/web-1"
+
+
+def test_a_router_on_the_way_needs_no_route_of_its_own_to_the_client() -> None:
+    story = syn_to_backend()[:2]
+    last = story[-1].packet
+    assert last is not None
+    assert "NO_ROUTE" not in codes(*story, routes={RouteQuestion(story[-1].netns, last.saddr, last.daddr): NONE})
 
 
 def test_a_hosts_own_packet_without_a_route_after_the_translation() -> None:
@@ -302,6 +325,8 @@ def test_an_unanswered_flow_asks_where_it_died_for_both_ends() -> None:
     (case,) = [Case(flow, surroundings()) for flow in told(*story).flows]
     assert {str(q.to) for q in case.questions if q.netns == NODE} >= {"10.244.2.11", "10.244.1.10"}
     assert route_question(story[-1], story[-1].packet) in case.questions  # type: ignore[arg-type]  # it has one
+    (case,) = [Case(flow, surroundings()) for flow in told(*syn_to_backend()).flows]
+    assert RouteQuestion(WEB, ip_address("10.244.1.10"), ip_address("10.244.1.11")) in case.questions
 
 
 def test_what_the_routing_said_prints_as_ip_route_does() -> None:

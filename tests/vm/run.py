@@ -4,8 +4,8 @@ In: names of kernels (5.10 newest). Out: a JUnit file for each, and an exit code
 times slower); the guest's root is this machine's own, read-only, so what is tested is this checkout with this .venv.
 Nothing is installed, and nothing is written outside the build directory.
 
-What is tested by default is what depends on the kernel, with one back end on each (`Kernel.backend`), and of the
-scenarios every second, on two of four kernels each; all of them take hours and are for `make matrix` (`--all`).
+What is tested by default is what depends on the kernel, with one back end on each (`Kernel.backend`): each scenario on
+one of four kernels, every other test on two. All of them take hours and are for `make matrix` (`--all`).
 """
 
 from __future__ import annotations
@@ -208,9 +208,8 @@ def run_all(waiting: list[Machine], jobs: int, results: Path) -> bool:
 
 
 def _some(name: str, names: list[str]) -> tuple[str, ...]:
-    """What of the scenarios this kernel plays (tests/live/conftest.py): with one back end every second of them."""
-    shares = min(2, len(names))
-    return f"K8SNET_BACKENDS={KERNELS[name].backend}", f"K8SNET_SHARE={names.index(name) % shares + 1}/{shares}"
+    """What this kernel plays (tests/live/conftest.py): with one back end its share."""
+    return f"K8SNET_BACKENDS={KERNELS[name].backend}", f"K8SNET_SHARE={names.index(name) + 1}/{len(names)}"
 
 
 def main() -> int:

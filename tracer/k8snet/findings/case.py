@@ -331,6 +331,9 @@ class Case:
             if header is not None and event.netns:
                 asked |= {route_question(event, header), RouteQuestion(event.netns, header.daddr)}
                 asked.add(RouteQuestion(event.netns, header.saddr))
+        for event in ends:
+            if event.packet is not None:
+                asked.add(_way_back(event.netns, event.packet))
         for death in self.deaths:
             header = death.event.outer or death.event.packet
             if header is not None:  # where it had been before: routers may disagree
@@ -345,6 +348,10 @@ class Case:
     def route_to(self, netns: int, address: Address) -> Route | None:
         """How that netns reaches an address, from itself; None when it was not asked."""
         return self.around.routes.get(RouteQuestion(netns, address))
+
+    def route_back(self, event: Event) -> Route | None:
+        """How that netns would answer the packet, if the packet is for it; None when that was not asked."""
+        return self.around.routes.get(_way_back(event.netns, event.packet)) if event.packet is not None else None
 
     def _death(self, packet: Packet) -> Death | None:
         drops = [e for e in packet.events if e.probe is ProbeId.KFREE_SKB and not self._is_noise(packet, e)]
@@ -435,6 +442,10 @@ def _is_before(sequence: int, other: int) -> bool:
 def route_question(event: Event, header: FiveTuple) -> RouteQuestion:
     """What the packet asked of the routing when it stood there."""
     return RouteQuestion(event.netns, header.daddr, header.saddr, event.ifindex, event.skb_mark)
+
+
+def _way_back(netns: int, header: FiveTuple) -> RouteQuestion:
+    return RouteQuestion(netns, header.saddr, header.daddr)
 
 
 _PACKET_OTHERHOST = 3

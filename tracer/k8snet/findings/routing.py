@@ -118,7 +118,20 @@ def route_blackhole(case: Case) -> Match | None:
             direction=death.direction,
             also=_BLOCK_ROUTES,
         )
-    return None
+    arrival, route = _way_back(case)
+    if arrival is None or route.type not in REFUSALS:
+        return None
+    where, target = words.at(case, arrival), _asker(case, arrival)
+    whose = words.owner(case, where)
+    return Match(
+        title=f"NO REPLY from {whose}: its route back to {target} is {_a(route)}",
+        where=where,
+        why=f"The request arrived. What {whose} sends back to {target} is refused by its own routing table, before "
+        "there is a packet.",
+        evidence=(words.seen(case, arrival), f"route back: {route}", *_counted(case, arrival.netns, target)),
+        fix=_mend_blackhole(case, arrival.netns, target, route),
+        direction=Direction.REPLY,
+    )
 
 
 def _own_blackhole(case: Case) -> Match | None:
@@ -186,9 +199,49 @@ def no_route(case: Case) -> Match | None:
             evidence=(*words.evidence(case, death), *lookup, *counted),
             fix=_mend_route(case, event.netns, target),
             direction=death.direction,
-            also=("a rule of policy routing (ip rule) refuses it, or sends it to a table that lacks the route",),
+            also=(_POLICY_ROUTING,),
         )
-    return None
+    arrival, route = _way_back(case)
+    if arrival is None or route.error != errno.ENETUNREACH:
+        return None
+    where, target = words.at(case, arrival), _asker(case, arrival)
+    whose = words.owner(case, where)
+    return Match(
+        title=f"NO REPLY from {whose}: no route back to {words.name(case, target)}",
+        where=where,
+        why=f"The request arrived. The routing of {whose} knows no way to {target}, not even a default route, so no "
+        "answer could be made.",
+        evidence=(words.seen(case, arrival), f"route to {target}: {route}", *_counted(case, arrival.netns, target)),
+        fix=_mend_route(case, arrival.netns, target),
+        direction=Direction.REPLY,
+        also=(_POLICY_ROUTING,),
+    )
+
+
+_POLICY_ROUTING: Final = "a rule of policy routing (ip rule) refuses it, or sends it to a table that lacks the route"
+
+
+def _way_back(case: Case) -> tuple[Event | None, Route]:
+    """Where the request arrived and nothing came back from: that arrival, and a route to the client that refuses."""
+    request = next(reversed(case.flow.requests), None)
+    if case.answered or case.flow.replies or case.flow.icmp_errors or request is None or words.fatal(case):
+        return None, Route()
+    last = request.last
+    if last.probe is not ProbeId.NETIF_RECEIVE_SKB or last.packet is None or last.outer is not None:
+        return None, Route()
+    here, back = case.route_to(last.netns, last.packet.daddr), case.route_back(last)
+    if here is None or here.type != "local" or back is None or not back.error:
+        return None, Route()
+    return last, back
+
+
+def _asker(case: Case, event: Event) -> Address:
+    return event.packet.saddr if event.packet is not None else case.flow.original.saddr
+
+
+def _counted(case: Case, netns: int, target: Address) -> tuple[str, ...]:
+    rises, counter = case.around.rises.get(netns, {}), _NO_ROUTE_COUNTERS[target.version][1]
+    return (f"{counter} rose by {rises[counter]}",) if rises.get(counter) else ()
 
 
 def _client_without_route(case: Case) -> Match | None:

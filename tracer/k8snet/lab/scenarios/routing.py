@@ -73,6 +73,13 @@ SCENARIOS: Final = (
         (("shop/cart", "ip route del default"),),
     ),
     Scenario(
+        "backend-without-route",
+        "The pod behind the Service has lost its default route: the SYN arrives, and its kernel makes no SYN-ACK.",
+        Traffic("shop/svc/remote:80"),
+        Expected(Verdict.NO_REPLY, "NO_ROUTE", pod="shop/web-3", device="eth0", direction="reply"),
+        (("shop/web-3", "ip route del default"), ("shop/web-3", "sysctl net.ipv4.conf.all.rp_filter=0")),
+    ),
+    Scenario(
         "route-blackhole",
         "The route to the other node's pods is a blackhole: the SYN is translated and vanishes, nobody is told.",
         Traffic("shop/svc/remote:80"),
@@ -99,6 +106,16 @@ SCENARIOS: Final = (
         Traffic("shop/svc/web:80"),
         Expected(Verdict.REJECTED, "ROUTE_BLACKHOLE", pod="shop/cart", direction="request"),
         (("shop/cart", "ip route add blackhole 10.96.0.0/12"),),
+    ),
+    Scenario(
+        "backend-route-blackhole",
+        "A blackhole in the routing table of the pod behind the Service: the SYN arrives, and no SYN-ACK can be made.",
+        Traffic("shop/svc/payments:80"),
+        Expected(Verdict.NO_REPLY, "ROUTE_BLACKHOLE", pod="shop/payments", device="eth0", direction="reply"),
+        (
+            ("shop/payments", "sysctl net.ipv4.conf.all.rp_filter=0"),
+            ("shop/payments", "ip route add blackhole 10.244.1.10/32"),
+        ),
     ),
     Scenario(
         "neighbour-failed",

@@ -28,6 +28,7 @@ from unit.story import (
     NOT_SPECIFIED,
     OTHERHOST,
     QUEUE_PURGE,
+    TCP_ABORT_ON_DATA,
     VIP,
     WEB,
     cases,
@@ -84,6 +85,14 @@ def test_a_healthy_handshake_gives_no_finding() -> None:
 )
 def test_the_kernels_bookkeeping_is_no_finding(noise: Event) -> None:
     assert codes(*syn_to_backend(), noise, *syn_ack_to_client()) == []
+
+
+def test_data_for_a_socket_that_the_server_has_closed_is_no_loss() -> None:
+    late = {"flags": 0x18, "payload_len": 69, "seq": 2, "ip_id": 9, "skb": 0xFFFF_0000_0000_7777}
+    sent = [out(f"{CLIENT} > {VIP}", CART, "eth0", **late), into(NATTED, WEB, "eth0", **late)]
+    died = drop(NATTED, WEB, "", TCP_ABORT_ON_DATA, "tcp_v4_rcv", **late)
+    assert codes(*syn_to_backend(), *syn_ack_to_client(), *sent, died) == []
+    assert codes(*syn_to_backend(), *syn_ack_to_client(), *sent, died._replace(reason=NETFILTER_DROP))
 
 
 @pytest.mark.parametrize("reason", [OTHERHOST, 0], ids=["with-reasons", "without-reasons"])

@@ -38,6 +38,7 @@ NOISE_REASONS = frozenset(
         "TCP_RFC7323_PAWS_ACK",
         "TCP_ACK_UNSENT_DATA",
         "TCP_CLOSE",
+        "TCP_ABORT_ON_DATA",  # the application has closed it, and is still sent to
         "TCP_FASTOPEN",
         "TCP_TOO_OLD_ACK",
         "TCP_INVALID_SYN",

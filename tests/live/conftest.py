@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     K8SNET_BACKENDS="nftables": only that back end, unless a test knows no other. K8SNET_SHARE=1/4: of the scenarios
     every fourth, beginning with the first; where a scenario is played twice (test_tiers), every sixteenth; of the other
-    tests every second, so that two shares of four have each.
+    tests every fourth too.
     """
     chosen = os.environ.get("K8SNET_BACKENDS", "").split() or list(BACKENDS)
     mine, _, shares = os.environ.get("K8SNET_SHARE", "1/1").partition("/")
@@ -56,11 +56,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _in_share(item: pytest.Item, place: int, mine: int, shares: int) -> bool:
-    if _scenario(item) is None:
-        shares = min(2, shares)
-    elif "test_tiers" in item.nodeid and shares > 1:
-        shares *= 4
-    return place % shares == (mine - 1) % shares
+    every = shares * 4 if "test_tiers" in item.nodeid and shares > 1 else shares
+    return place % every == mine - 1
 
 
 def _scenario(item: pytest.Item) -> Scenario | None:

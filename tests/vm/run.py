@@ -4,8 +4,8 @@ In: names of kernels (5.10 newest). Out: a JUnit file for each, and an exit code
 times slower); the guest's root is this machine's own, read-only, so what is tested is this checkout with this .venv.
 Nothing is installed, and nothing is written outside the build directory.
 
-What is tested by default is what depends on the kernel, with one back end on each (`Kernel.backend`): each scenario on
-one of four kernels, every other test on two. All of them take hours and are for `make matrix` (`--all`).
+What is tested by default is what depends on the kernel, with one back end on each (`Kernel.backend`), and each test on
+one of the kernels; all of them on all kernels take hours and are for `make matrix` (`--all`).
 """
 
 from __future__ import annotations

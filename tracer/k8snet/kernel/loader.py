@@ -15,6 +15,7 @@ import struct
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -186,23 +187,10 @@ class Tracer:
             self._object = None
 
     def _try_functions(self, refused: dict[Probe, str]) -> None:
-        """Load the smallest program on a function by itself: if that is forbidden, so is all of tier 2.
-
-        Costs 15 ms where it works, and saves 60 ms of loading everything twice where it does not.
-        """
+        """If the smallest program on a function is forbidden, so is all of tier 2."""
         functions = [probe for probe in self._wanted if probe.tier == 2 and probe not in refused]
-        if not functions:
-            return
-        smallest = functions[0].programs[0]
-        with Object(self._path) as trial:
-            for name, program in trial.programs.items():
-                program.autoload = name == smallest
-            trial.map("events").set_max_entries(os.sysconf("SC_PAGESIZE"))
-            try:
-                trial.load()
-            except BpfError as error:
-                if error.errno in (errno.EPERM, _ENOTSUPP):
-                    refused |= dict.fromkeys(functions, _reason(error))
+        if functions and (why := _functions_forbidden(self._path, functions[0].programs[0])):
+            refused |= dict.fromkeys(functions, why)
 
     def _load(self, btf: KernelBtf, refused: dict[Probe, str]) -> Object:
         """The object, loaded with the wanted probes that the kernel takes; the others are added to `refused`."""
@@ -277,6 +265,24 @@ class Tracer:
             if len(value) > size:
                 raise ValueError(f"{name}: {len(value)} bytes for {size}")
             section[offset : offset + len(value)] = value
+
+
+@cache
+def _functions_forbidden(path: Path, smallest: str) -> str:
+    """Load one program on a function by itself: why that is forbidden; empty when it is not, or fails otherwise.
+
+    Costs 15 ms where it works, and saves 60 ms of loading everything twice where it does not. Asked once: lockdown
+    does not end before the kernel does.
+    """
+    with Object(path) as trial:
+        for name, program in trial.programs.items():
+            program.autoload = name == smallest
+        trial.map("events").set_max_entries(os.sysconf("SC_PAGESIZE"))
+        try:
+            trial.load()
+        except BpfError as error:
+            return _reason(error) if error.errno in (errno.EPERM, _ENOTSUPP) else ""
+    return ""
 
 
 def _check(filter_: Filter) -> None:

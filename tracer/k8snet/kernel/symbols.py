@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import bisect
 import re
+from collections.abc import Mapping
 from enum import IntEnum
-from functools import cached_property, lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -69,12 +70,10 @@ class Symbols:
         self._table = _Table((), ())
         self._asked: set[int] = set()
 
-    @cached_property
-    def drop_reasons(self) -> dict[int, str]:
+    @property
+    def drop_reasons(self) -> Mapping[int, str]:
         """Drop reasons without the prefix (`NETFILTER_DROP`); empty where the kernel has none (5.10)."""
-        with KernelBtf() as btf:
-            values = btf.vmlinux.enum("skb_drop_reason")
-        return {number: re.sub(r"^SKB_(DROP_REASON_)?", "", name) for number, name in values.items()}
+        return _drop_reasons()
 
     def drop_reason(self, number: int) -> str:
         """The reason's name; `NOT_SPECIFIED` where the kernel gives no reasons, the number where it is unknown."""
@@ -106,6 +105,13 @@ class Symbols:
         lines = MODULES.read_text().splitlines() if MODULES.exists() else []
         modules = tuple((words[0], words[5]) for words in map(str.split, lines))  # name and address, without its users
         self._table = _read(self._kallsyms, self._kallsyms.stat().st_size, modules)
+
+
+@cache
+def _drop_reasons() -> Mapping[int, str]:
+    with KernelBtf() as btf:
+        values = btf.vmlinux.enum("skb_drop_reason")
+    return {number: re.sub(r"^SKB_(DROP_REASON_)?", "", name) for number, name in values.items()}
 
 
 class _Table(NamedTuple):

@@ -33,7 +33,7 @@ struct {
 	__uint(value_size, 1);
 } peers SEC(".maps");
 
-/* Tuples of packets that no longer show the client's address, both directions; see learn(). */
+/* Tuples of packets that no longer show the client's address, or a server's that was asked for; see learn(). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -41,8 +41,9 @@ struct {
 	__type(value, __u8);
 } learned SEC(".maps");
 
-/* Until an SNAT was seen nobody pays for looking into `learned`. */
+/* Until there is something in `learned` nobody pays for looking, and without SNAT only who has a client's address. */
 volatile bool snat_seen = false;
+volatile bool dnat_seen = false;
 
 struct match {
 	struct header first; /* the header the skb begins with */
@@ -291,7 +292,7 @@ static __always_inline bool conntrack_matches(struct match *m, const struct sk_b
 
 static __always_inline bool is_learned(const struct tuple *t)
 {
-	return snat_seen && bpf_map_lookup_elem(&learned, t);
+	return (snat_seen || dnat_seen) && bpf_map_lookup_elem(&learned, t);
 }
 
 /* Decides, and leaves in `m` what the event needs. `at`: the IP header. */
@@ -329,16 +330,18 @@ static __always_inline struct work *work_of(enum probe_id probe)
 }
 
 /*
- * After SNAT the client's address is gone, and in the next netns (behind a veth) so is `_nfct`. The reply tuple is what
- * the packets look like there: keep it and its reverse. Called for matching packets only.
+ * After SNAT the client's address is gone, after DNAT the server may be one that nobody has asked for, and in the next
+ * netns (behind a veth) so is `_nfct`. The reply tuple is what the packets look like there: keep it and its reverse.
+ * Called for matching packets only.
  */
 static __noinline void learn(const struct tuple *orig, const struct tuple *reply)
 {
 	struct tuple key __attribute__((aligned(8))) = *reply;
 	__u8 one = 1;
+	bool same_client = *(const __u64 *)reply->daddr == *(const __u64 *)orig->saddr &&
+			   *(const __u64 *)(reply->daddr + 8) == *(const __u64 *)(orig->saddr + 8);
 
-	if (*(const __u64 *)reply->daddr == *(const __u64 *)orig->saddr &&
-	    *(const __u64 *)(reply->daddr + 8) == *(const __u64 *)(orig->saddr + 8))
+	if (same_client && is_peer(reply->saddr) && ports_match(reply))
 		return;
 	if (bpf_map_lookup_elem(&learned, &key))
 		return;
@@ -350,7 +353,10 @@ static __noinline void learn(const struct tuple *orig, const struct tuple *reply
 		key.dport = reply->sport;
 	}
 	bpf_map_update_elem(&learned, &key, &one, BPF_ANY);
-	snat_seen = true;
+	if (same_client)
+		dnat_seen = true;
+	else
+		snat_seen = true;
 }
 
 #endif

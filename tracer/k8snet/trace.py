@@ -139,6 +139,7 @@ class _Run:
     taken: int = 0  # so many of the correlator's flows are in `open`, or have been
     open: list[Flow] = field(default_factory=list)  # looked at again and again; of ten thousand flows these are few
     insisted: set[int] = field(default_factory=set)  # id(flow): its next packet is traced whatever else goes on
+    located: set[Address] = field(default_factory=set)  # backends whose netns was looked for, here or not
     settled: int = 0  # connections that have come to their end ...
     answered: int = 0  # ... and well
     bad_records: int = 0
@@ -375,6 +376,7 @@ def _settle(run: _Run, blame: Blame) -> int:
     still_open = []
     waiting = 0
     for flow in run.open:
+        _locate(run, flow)
         ours = _is_asked_for(run, flow)
         case = Case(flow, around)
         if ours and _settled(case, now, run.request.wait) and not _still_asking(run, case, now, resolving):
@@ -388,6 +390,17 @@ def _settle(run: _Run, blame: Blame) -> int:
                 blame.insist(flow.original.saddr, flow.original.sport)
     run.open = still_open
     return run.settled + waiting
+
+
+def _locate(run: _Run, flow: Flow) -> None:
+    """Find the netns of a backend that DNAT has chosen and that no inventory had named."""
+    if flow.dnat is None or flow.dnat[0] in run.located:
+        return
+    address = flow.dnat[0]
+    run.located.add(address)
+    if address not in run.backend_netns and (found := netns_of(run.world, address)) is not None:
+        run.backend_netns[address] = found.inum
+        run.surface = replace(run.surface, parties=run.surface.parties | {found.inum})
 
 
 def _still_asking(run: _Run, case: Case, now_ns: int, resolving: Callable[[int], bool]) -> bool:
@@ -480,6 +493,8 @@ def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[st
 
     run.correlator.attach_rules(blame.steps)
     flows = _connections(run)
+    for flow in flows:
+        _locate(run, flow)
     last = (e for f in flows for p in f.packets for e in p.events if e is p.last or e.probe is ProbeId.KFREE_SKB)
     facts = blame.facts({(e.netns, e.ifname) for e in last if e.ifname})
     around = replace(

@@ -122,6 +122,16 @@ def test_an_echo_reply_that_finds_no_ping_socket_was_read_by_a_raw_one(symbol: s
     assert cases(*story)[0].answered
 
 
+@pytest.mark.parametrize(("reason", "expected"), [(NOT_SPECIFIED, []), (NETFILTER_DROP, ["POD_FIREWALL_DROP"])])
+def test_an_echo_request_that_the_kernel_has_answered_is_freed_like_a_loss(reason: int, expected: list[str]) -> None:
+    echo = {"protocol": socket.IPPROTO_ICMP, "seq": 1, "payload": 16}
+    there, back = "10.244.1.10:77 > 10.244.1.11", "10.244.1.11:77 > 10.244.1.10"
+    story = [out(there, CART, "eth0", **echo), into(there, WEB, "eth0", **echo)]
+    story += [drop(there, WEB, "eth0", reason, "icmp_rcv", **echo)]
+    story += [out(back, WEB, "eth0", **echo), into(back, CART, "eth0", **echo)]
+    assert codes(*story) == expected
+
+
 def test_forward_policy_drop_is_named_with_its_command() -> None:
     (finding,) = named(*syn_dropped(), rule=rule("-P FORWARD DROP"))
     assert finding.code == "FORWARD_POLICY_DROP"

@@ -379,8 +379,9 @@ class Case:
             return True
         if reason in ("NO_SOCKET", *UNSPECIFIED) and symbol in ("ping_rcv", "icmp_rcv", "icmpv6_rcv"):
             # Whoever sent the echo request by a raw socket has its copy of the reply; what is left finds no ping
-            # socket. Which of the two functions frees it differs between kernels.
-            return packet.direction is Direction.REPLY
+            # socket. Which of the two functions frees it differs between kernels; and 6.1's icmpv6_rcv frees a request
+            # that it has answered as if it were a loss.
+            return packet.direction is Direction.REPLY or reason in UNSPECIFIED
         if reason == "NO_SOCKET":
             # Nobody waits for a RST, or for a late ACK after close.
             return packet.is_rst or self._after_close(packet)

@@ -323,8 +323,10 @@ def stale_ct_entry(case: Case) -> Match | None:
     name = f"{case.service.key}:{port.name or port.port}"
     address = f"{dnat[0]}:{dnat[1]}"
     orig = event.ct_orig
+    lost = next(iter(words.fatal(case)), None)
+    outcome = words.ended(case, lost) if lost is not None or case.refused_by is not None else "NO REPLY"
     return Match(
-        title=f"NO REPLY: an old connection entry on {words.owner(case, where)} sends to {address}, no endpoint of "
+        title=f"{outcome}: an old connection entry on {words.owner(case, where)} sends to {address}, no endpoint of "
         f"{name}",
         where=where,
         why=f"Conntrack still has this client's connection from before the endpoints of {name} changed, and as long as "
@@ -335,6 +337,7 @@ def stale_ct_entry(case: Case) -> Match | None:
             older,
             f"inventory: {name} has {len(port.ready)} ready endpoint{'s' if len(port.ready) != 1 else ''}, "
             f"{address} is none of them, and no pod has that address",
+            *(words.evidence(case, lost) if lost is not None else ()),
         ),
         fix=(
             f"{words.enter(case, event.netns)}conntrack -D -p {_PROTOCOLS.get(orig.protocol, orig.protocol)} "

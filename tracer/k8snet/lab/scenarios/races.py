@@ -125,9 +125,10 @@ SCENARIOS: Final = (
     Scenario(
         "stale-ct-entry",
         "A UDP client that always sends from one port was connected to a pod that is gone: conntrack's entry stays "
-        "alive with each datagram and sends all of them there, whatever kube-proxy's rules say.",
+        "alive with each datagram and sends all of them there, whatever kube-proxy's rules say. The other node asks "
+        "for the address, and says after three seconds that it is unreachable.",
         Traffic("shop/svc/echo:7", "udp"),
-        Expected(Verdict.NO_REPLY, "STALE_CT_ENTRY", node="node-1", direction="request"),
+        Expected(Verdict.REJECTED, "STALE_CT_ENTRY", node="node-1", direction="request"),
         (
             ("shop/cart", "sysctl net.ipv4.ip_local_port_range='40000 40000'"),
             ("node-1", f"iptables -t nat -I PREROUTING {_TO_ECHO} -j DNAT --to-destination {_GONE}:7007"),

@@ -337,7 +337,7 @@ def stale_ct_entry(case: Case) -> Match | None:
             older,
             f"inventory: {name} has {len(port.ready)} ready endpoint{'s' if len(port.ready) != 1 else ''}, "
             f"{address} is none of them, and no pod has that address",
-            *(words.evidence(case, lost) if lost is not None else ()),
+            *((f"kfree_skb: {words.reason(lost)}, {words.device(lost.event)}",) if lost is not None else ()),
         ),
         fix=(
             f"{words.enter(case, event.netns)}conntrack -D -p {_PROTOCOLS.get(orig.protocol, orig.protocol)} "

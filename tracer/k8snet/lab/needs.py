@@ -1,9 +1,10 @@
 """What a scenario may need of the machine beside the lab itself, and whether this one has it.
 
 `ipv6`, `sctp` and `ipvs` are the kernel's; `link:KIND`, `tuntap:tun`, `qdisc:KIND`, `action:police` and
-`nft:EXPRESSION` are tried in a network namespace that lives for a moment, and so is `clash`; `program:NAME` must be
-installed. `own machine` is asked for by what changes the whole machine (nf_conntrack_max is one number for all network
-namespaces): only a virtual machine that was started for the tests says that it is one (K8SNET_VM).
+`nft:EXPRESSION` are tried in a network namespace that lives for a moment, and so is `clash`; `chain limit` is known by
+its counter; `program:NAME` must be installed. `own machine` is asked for by what changes the whole machine
+(nf_conntrack_max is one number for all network namespaces): only a virtual machine that was started for the tests says
+that it is one (K8SNET_VM).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from k8snet.lab.wires import has_ipv6
 
 OWN_MACHINE: Final = "own machine"
 CLASH: Final = "clash"  # of packets that were held in a queue
+CHAIN_LIMIT: Final = "chain limit"  # of conntrack's table, which 5.10 has not
 IPV6: Final = "ipv6"
 SCTP: Final = "sctp"
 IPVS: Final = "ipvs"
@@ -45,6 +47,8 @@ def _why(need: str) -> str | None:
         from k8snet.lab.hold import lets_clash
 
         return None if lets_clash() else "this kernel looks queued packets up again, so that they cannot clash"
+    if need == CHAIN_LIMIT:
+        return None if "chaintoolong" in _conntrack_counters() else "this kernel's conntrack has no limit for chains"
     if need == IPVS:
         return None if _has_ipvs() else "this kernel has no IPVS"
     what, _, kind = need.partition(":")
@@ -63,6 +67,12 @@ def _why(need: str) -> str | None:
         subprocess.run(["modprobe", "--quiet", "tun"], capture_output=True, check=False)
     done = subprocess.run(["unshare", "--net", *tries[what]], capture_output=True, text=True, check=False)
     return f"this kernel has no {what} of type {kind}" if done.returncode else None
+
+
+def _conntrack_counters() -> list[str]:
+    subprocess.run(["modprobe", "--quiet", "nf_conntrack"], capture_output=True, check=False)
+    stat = Path("/proc/net/stat/nf_conntrack")
+    return stat.read_text(encoding="ascii").splitlines()[0].split() if stat.exists() else []
 
 
 def _has_ipvs() -> bool:

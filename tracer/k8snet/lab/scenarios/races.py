@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from k8snet.lab import hold, pressure
-from k8snet.lab.needs import CLASH, OWN_MACHINE
+from k8snet.lab.needs import CHAIN_LIMIT, CLASH, OWN_MACHINE
 from k8snet.lab.scenarios.model import Expected, Scenario, Traffic
 from k8snet.report import Verdict
 
@@ -162,7 +162,7 @@ SCENARIOS: Final = (
         Traffic("shop/svc/echo:7", "udp", connections=3),
         Expected(Verdict.DROPPED, "CT_CHAIN_TOO_LONG", node="node-1", hook="postrouting", direction="request"),
         (_KEEP,),
-        needs=(OWN_MACHINE,),
+        needs=(OWN_MACHINE, CHAIN_LIMIT),
         company=pressure.chains_long,
     ),
 )

@@ -1,8 +1,9 @@
 """How right the findings are: scenarios x kernels x back ends, from the JUnit files of tests/live/test_scenarios.py.
 
-In: a directory with a JUnit file for each kernel. Out: a table on stdout, and the same as a page. Each scenario's test
-records what came out (`outcome`); a scenario that a kernel cannot play is skipped there, and counts for nothing. Exit
-code 1 when a finding is wrong or missing, or when there is nothing to count.
+In: a directory with JUnit files, one or more for each kernel; of two that have the same scenario the one with the later
+name counts. Out: a table on stdout, and the same as a page. Each scenario's test records what came out (`outcome`); a
+scenario that a kernel cannot play is skipped there, and counts for nothing. Exit code 1 when a finding is wrong or
+missing, or when there is nothing to count.
 """
 
 from __future__ import annotations
@@ -60,13 +61,14 @@ def page(kernels: Sequence[Kernel], day: str) -> str:
     lines = [
         "# How right the findings are",
         "",
-        "Each scenario of the lab is broken, traced and judged, with each back end on each kernel. "
-        f"Written by `make matrix` on {day}.",
+        "Scenarios of the lab, broken, traced and judged, by back end and kernel. `make matrix` plays all of them "
+        "everywhere, which takes hours; `make test` plays all on the running one, and each on one of the others. "
+        f"{day}.",
         "",
         "- ✓ right: the finding that must come out came out, at the right place, and no other; a healthy flow had none",
         "- ✗ wrong: another finding, or the right one at the wrong place, or one where there is nothing to find",
         "- ? missing: none, or one that leaves the cause open (KERNEL_DROP, LEFT_NODE, LAST_SEEN)",
-        "- · this kernel or machine cannot play it; empty: it makes no sense for this back end",
+        "- · this kernel or machine cannot play it; empty: it makes no sense for this back end, or was not played",
         "- ! the test itself failed",
         "",
         "## Totals",
@@ -124,7 +126,11 @@ def main() -> int:
     parser.add_argument("results", type=Path, help="directory with a JUnit file for each kernel")
     parser.add_argument("--page", type=Path, help="write it here too")
     args = parser.parse_args()
-    kernels = [kernel for file in sorted(args.results.glob("*.xml")) if (kernel := read(file)) is not None]
+    found: dict[str, Kernel] = {}
+    for file in sorted(args.results.glob("*.xml")):
+        if kernel := read(file):
+            found.setdefault(kernel.release, Kernel(kernel.release)).outcomes.update(kernel.outcomes)
+    kernels = list(found.values())
     kernels.sort(key=lambda k: [int(part) if part.isdigit() else 0 for part in k.release.split("-")[0].split(".")])
     if not kernels:
         print(f"matrix: {args.results} has no results of scenarios", file=sys.stderr)

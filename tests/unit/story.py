@@ -63,7 +63,7 @@ class Kernel:
         "nfqnl_reinject",
         "ip_rcv_core",
         "ip6_forward", "br_nf_pre_routing_finish_ipv6", "tcp_v6_rcv", "__udp6_lib_rcv",
-        "do_xdp_generic", "veth_xdp_rcv_skb", "__dev_queue_xmit", "udp_queue_rcv_one_skb",
+        "do_xdp_generic", "veth_xdp_rcv_skb", "veth_poll", "__dev_queue_xmit", "udp_queue_rcv_one_skb",
         "nfqnl_reinject", "udp_destruct_common",
         "neigh_invalidate", "ip_forward",
         "ip_fragment", "__dev_forward_skb2", "br_nf_dev_queue_xmit", "vxlan_xmit", "vxlan_rcv", "nfqnl_enqueue_packet",

@@ -73,8 +73,11 @@ def test_without_a_reason_a_tc_drop_needs_the_counter_of_that_device() -> None:
     assert codes(*story, rises={NODE: {"qdisc.veth-web-1.clsact.dropped": 2}}) == ["KERNEL_DROP"]
 
 
-def test_an_xdp_program_in_the_driver_is_named() -> None:
-    story = died_at_ingress(NOT_SPECIFIED, "veth_xdp_rcv_skb")
+@pytest.mark.parametrize(
+    ("reason", "symbol"), [(NOT_SPECIFIED, "veth_xdp_rcv_skb"), (NO_REASON, "veth_poll")], ids=["6.1", "5.10"]
+)
+def test_an_xdp_program_in_the_driver_is_named(reason: int, symbol: str) -> None:
+    story = died_at_ingress(reason, symbol)
     (finding,) = findings(*story, attached={(NODE, "veth-cart"): (XDP_GUARD,)})
     assert finding.code == "XDP_DROP"
     assert "the native XDP program flood_guard (id 72) dropped the packet" in finding.title

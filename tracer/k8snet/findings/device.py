@@ -13,7 +13,11 @@ from k8snet.kernel.devices import Attached
 
 # Without a reason the function is not enough: these free packets for other causes too.
 _TC_SYMBOLS: Final = ("__netif_receive_skb_core", "__dev_queue_xmit", "dev_queue_xmit", "sch_handle_egress")
-_XDP_SYMBOLS: Final = ("do_xdp_generic", "netif_receive_generic_xdp", "bpf_prog_run_generic_xdp", "veth_xdp_rcv_skb")
+# veth's three are one function or another, as the compiler has inlined them.
+_XDP_SYMBOLS: Final = (
+    *("do_xdp_generic", "netif_receive_generic_xdp", "bpf_prog_run_generic_xdp"),
+    *("veth_xdp_rcv_skb", "veth_xdp_rcv", "veth_poll"),
+)
 _QUEUE_SYMBOLS: Final = ("__dev_queue_xmit", "dev_queue_xmit", "kfree_skb_list", "kfree_skb_list_reason")
 _QUEUE_REASONS: Final = ("QDISC_", "FQ_", "CAKE_")
 _CLASSIFIERS: Final = ("clsact", "ingress")  # qdiscs that queue nothing: they only hold filters

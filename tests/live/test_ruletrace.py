@@ -24,6 +24,7 @@ from k8snet.event import FiveTuple
 from k8snet.kernel import counters
 from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.netns import Netns, entered, inum_of
+from k8snet.kernel.nftables import Nft, NftError
 from k8snet.kernel.rules import NamedRule, RuleBook, Snapshot, dnat_of, legacy_tables
 from k8snet.kernel.ruletrace import AT_ONCE, PER_SECOND, Match, RuleStep, RuleTrace
 from k8snet.lab import kubeproxy, kubeproxy_nft
@@ -516,12 +517,21 @@ def test_nothing_is_left_and_other_tools_work_meanwhile(routed: Net, engine: str
     rules_before = [line for line in routed.saved(engine) if not line.startswith("#")]
     with Guardian() as guardian, RuleTrace(node, routed.match(), guardian):
         routed.rules(engine, KUBE.format(server=SERVER[4]).replace("-A PREROUTING", "-I PREROUTING"))
-        routed.within("node", "nft", "flush", "ruleset")
+        if owned(node):
+            routed.within("node", "nft", "flush", "ruleset")
         assert "k8snet_trace" in routed.within("node", "nft", "list", "tables")
     assert "k8snet" not in routed.within("node", "nft", "list", "tables")
     with entered(node.path):
         assert logger.read_text() == before
     assert rules_before  # the tables were there; flush took nft's, and ours did not come back as somebody's
+
+
+def owned(node: Netns) -> bool:
+    """Others cannot flush a table that has an owner; 5.10 knows none."""
+    with Nft(node.path) as nft, contextlib.suppress(NftError):
+        nft.run("create table inet owned { flags owner; }")
+        return True
+    return False
 
 
 def test_a_busy_flow_is_sampled_and_not_traced_whole(routed: Net) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 from k8snet.event import CT_INFO_NONE, CtStatus, Event, FiveTuple
 from k8snet.findings import words
@@ -180,6 +181,7 @@ def ct_table_full(case: Case) -> Match | None:
         if fill.entries < fill.maximum * _NEARLY_FULL:
             continue
         where = words.place(case, death)
+        where = replace(where, hook=where.hook or "prerouting")  # what came in is tracked there, and nowhere else
         inside = words.enter(case, death.event.netns)
         return Match(
             title=f"{words.ended(case, death)} on {words.owner(case, where)}: the connection table is full "

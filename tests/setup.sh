@@ -16,8 +16,8 @@ die() {
 group=${1:-base}
 case $group in
 base)
-    packages=(ca-certificates clang conntrack iproute2 ipset iptables kmod libbpf-dev llvm make nftables tcpdump)
-    commands=(clang conntrack ip ipset iptables-legacy iptables-nft llvm-strip nft tcpdump)
+    packages=(ca-certificates clang conntrack iproute2 ipset iptables kmod libbpf-dev llvm make nftables openssl tcpdump)
+    commands=(clang conntrack ip ipset iptables-legacy iptables-nft llvm-strip nft openssl tcpdump)
     ;;
 vm)
     # busybox and file: virtme-ng builds its initramfs with the one and reads the kernel's version with the other.

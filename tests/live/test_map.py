@@ -1,4 +1,7 @@
-"""`k8snet map` on real namespaces, with `ip -j` as the second opinion, and with netns that vanish under its eyes."""
+"""`k8snet map` on real namespaces, with `ip -j` as the second opinion, and with netns that come and go under its eyes.
+
+Processes are put into real cgroups, under the names that the kubelet and containerd give them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import argparse
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,16 @@ from typing import Any
 import pytest
 
 from k8snet.cli import map as map_command
+from k8snet.cluster.follow import Follower
 from k8snet.cluster.interfaces import Role, Spot, World, gather, look
 from k8snet.cluster.inventory import Inventory, Node, Pod
+from k8snet.cluster.names import resolve_from, resolve_to
 from k8snet.errors import K8snetError
+from k8snet.event import Address
 from k8snet.kernel import netns
+from k8snet.report import Verdict
+from k8snet.trace import Nobody, Request, run_trace
+from live.conftest import patience
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo pytest tests/live")
 
@@ -70,6 +81,17 @@ class Machine:
         self.ip(name, "addr", "add", address, "dev", "eth0")
         self.ip(name, "link", "set", "eth0", "up")
         self.pods[name] = address.split("/")[0]
+
+    def add_veth(self, name: str, address: str, *, device: str = "eth0", node_end: str = "") -> None:
+        """One more interface of a netns that is there, on the node's bridge."""
+        outside = node_end or f"v-{name}"
+        self.ip("node", "link", "add", outside, "type", "veth", "peer", "name", device, "netns", PREFIX + name)
+        self.ip("node", "link", "set", outside, "master", "br0", "up")
+        self.ip(name, "addr", "add", address, "dev", device)
+        self.ip(name, "link", "set", device, "up")
+
+    def remove(self, name: str) -> None:
+        ip("netns", "del", PREFIX + name)
 
     def inventory(self) -> Inventory:
         pods = tuple(
@@ -231,10 +253,8 @@ def test_map_without_an_inventory_shows_addresses(machine: Machine, capsys: pyte
     assert {f"ip:{address}" for address in machine.pods.values()} <= shown
 
 
-def test_a_namespace_without_an_inventory_is_refused() -> None:
-    args = argparse.Namespace(namespace="shop", inventory=None, output="text")
-    with pytest.raises(K8snetError, match="without an inventory"):
-        map_command.run(args)
+def test_a_namespace_that_nobody_is_in(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, "--no-api", "-n", "nowhere") == ""
 
 
 def test_not_root_is_refused() -> None:
@@ -280,6 +300,14 @@ def test_a_netns_that_only_a_process_holds_comes_and_goes_with_it(machine: Machi
     assert inum not in {one.netns.inum for one in gather(found.values(), netns.own())}
 
 
+def test_from_a_container_the_nodes_pinned_netns_are_seen(machine: Machine) -> None:
+    code = "from k8snet.kernel.netns import opened, scan; [print(n.inum) for n in scan().values() if opened(n)]"
+    script = 'mount -t tmpfs none /run && exec "$0" -c "$1"'
+    words = ["unshare", "--mount", "sh", "-c", script, sys.executable, code]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert str(machine.inum("plain")) in ran.stdout.split()
+
+
 def test_looking_while_netns_come_and_go(machine: Machine) -> None:
     stop = threading.Event()
     rounds = 0
@@ -318,3 +346,337 @@ def test_looking_needs_no_heavy_import() -> None:
     heavy = ("pyroute2", "rich", "kubernetes", "asyncio")
     ran = subprocess.run([sys.executable, "-c", f"HEAVY = {heavy}; {code}"], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+# Names without an inventory: real processes in real cgroups
+
+
+def cgroup_mount() -> Path | None:
+    """A hierarchy without controllers, so that nothing is limited: version 2's, or systemd's of version 1."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    named = [m[1] for m in mounts if m[2] == "cgroup2" or (m[2] == "cgroup" and "name=systemd" in m[3])]
+    return next((Path(path) for path in named if os.access(path, os.W_OK)), None)
+
+
+@dataclass
+class Kubelet:
+    """Starts pods' processes as a kubelet and containerd would, below a cgroup of its own."""
+
+    cgroups: Path
+    root: Path  # of the node's file system
+    running: dict[str, tuple[subprocess.Popen[bytes], Path]] = field(default_factory=dict)
+
+    def start(self, netns_path: str, uid: str, key: str | None = None) -> str:
+        """A pause process inside the netns, and its container's id; `key`: namespace/name, known on the node."""
+        container = os.urandom(32).hex()
+        if key is not None:
+            (self.root / f"var/log/pods/{key.replace('/', '_')}_{uid}").mkdir(parents=True)
+        self.run(uid, f"kubepods/besteffort/pod{uid}/{container}", netns_path=netns_path)
+        return container
+
+    def run(self, name: str, cgroup: str, *, netns_path: str | None = None, root: str | None = None) -> None:
+        """A process in a cgroup, with a root of its own if need be; `stop` ends it, and the cgroup with it."""
+        directory = self.cgroups / cgroup
+        directory.mkdir(parents=True)
+        enter = ["nsenter", f"--net={netns_path}"] if netns_path else []
+        leave = f"os.chroot({root!r}); " if root else ""
+        wait = f"import os, sys; {leave}print('in', flush=True); sys.stdin.readline()"
+        words = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(directory), *enter]
+        process = subprocess.Popen([*words, sys.executable, "-c", wait], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.running[name] = process, directory
+        assert process.stdout
+        assert process.stdout.readline() == b"in\n"
+
+    def stop(self, name: str) -> None:
+        process, directory = self.running.pop(name)
+        process.communicate(b"\n")
+        while directory != self.cgroups.parent and not any(entry.is_dir() for entry in directory.iterdir()):
+            directory.rmdir()
+            directory = directory.parent
+
+
+@pytest.fixture
+def kubelet(tmp_path: Path) -> Iterator[Kubelet]:
+    mount = cgroup_mount()
+    if mount is None:
+        pytest.skip("no cgroup hierarchy without controllers is mounted where we may write")
+    made = Kubelet(mount / PREFIX.rstrip("-"), tmp_path)
+    yield made
+    for name in list(made.running):
+        made.stop(name)
+
+
+def uid_of(number: int) -> str:
+    return f"0f1e2d3c-4b5a-6978-8796-{number:012x}"
+
+
+def test_a_pod_is_named_with_root_alone(machine: Machine, kubelet: Kubelet) -> None:
+    container = kubelet.start(machine.path("plain"), uid_of(1), "shop/cart")
+    unnamed = kubelet.start(machine.path("six"), uid_of(2))
+    found = look(root=kubelet.root)
+    owner = found.owner(machine.inum("plain"))
+    assert owner.pod is not None
+    assert (owner.pod.key, owner.uid, owner.containers) == ("shop/cart", uid_of(1), (container,))
+    assert (owner.role, owner.named_by, owner.notes) == (Role.POD, "/var/log/pods, by UID", ())
+    assert [str(address) for address in owner.pod.ips] == ["10.77.0.2"]
+    other = found.owner(machine.inum("six"))
+    assert (other.pod, other.uid, other.containers) == (None, uid_of(2), (unnamed,))
+    assert found.netns_of_pod(owner.pod) == found.netns[machine.inum("plain")]
+
+
+def bundle(root: Path, container: str, uid: str, key: str, netns_path: str) -> None:
+    """What containerd writes for a container."""
+    namespace, name = key.split("/")
+    place = root / f"run/containerd/io.containerd.runtime.v2.task/k8s.io/{container}"
+    place.mkdir(parents=True)
+    cri = "io.kubernetes.cri.sandbox"
+    annotations = {f"{cri}-uid": uid, f"{cri}-namespace": namespace, f"{cri}-name": name}
+    linux = {"namespaces": [{"type": "network", "path": netns_path}]}
+    (place / "config.json").write_text(json.dumps({"annotations": annotations, "linux": linux}))
+
+
+def test_a_pod_without_a_process_is_named_by_its_runtime(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/netns").symlink_to("/run/netns")
+    bundle(tmp_path, "ab" * 32, uid_of(9), "shop/crashed", f"/var/run/netns/{PREFIX}six")
+    found = look(root=tmp_path)
+    owner = found.owner(machine.inum("six"))
+    assert owner.pod is not None
+    assert (owner.pod.key, owner.named_by, owner.containers) == ("shop/crashed", "containerd, by UID", ())
+    assert [o.pod.key for o in found.owners.values() if o.pod] == ["shop/crashed"]
+
+
+def test_a_netns_that_another_pod_entered_stays_its_own_pods(machine: Machine, kubelet: Kubelet) -> None:
+    (kubelet.root / "run").mkdir()
+    (kubelet.root / "run/netns").symlink_to("/run/netns")
+    bundle(
+        kubelet.root, kubelet.start(machine.path("plain"), uid_of(10)), uid_of(10), "shop/cart", machine.path("plain")
+    )
+    bundle(kubelet.root, kubelet.start(machine.path("plain"), uid_of(11)), uid_of(11), "ops/debug", machine.path("six"))
+    owner = look(root=kubelet.root).owner(machine.inum("plain"))
+    assert owner.pod is not None
+    assert (owner.role, owner.pod.key) == (Role.POD, "shop/cart")
+
+
+def test_a_node_that_is_a_container_names_its_own_pods(machine: Machine, kubelet: Kubelet) -> None:
+    outer, uid = "0b" * 32, uid_of(12)
+    inner = kubelet.root / "inner"
+    (inner / f"var/log/pods/shop_inner_{uid}").mkdir(parents=True)
+    (kubelet.root / f"var/log/pods/shop_outer_{uid}").mkdir(parents=True)  # a pod of the machine's own kubelet, perhaps
+    kubelet.run("kind", f"docker-{outer}.scope/init.scope", root=str(inner))
+    pod = f"kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{uid.replace('-', '_')}.slice"
+    container = f"docker-{outer}.scope/{pod}/cri-containerd-{'ab' * 32}.scope"
+    kubelet.run(uid, container, netns_path=machine.path("plain"))
+    owner = look(root=kubelet.root).owner(machine.inum("plain"))
+    assert owner.pod is not None
+    assert (owner.pod.key, owner.containers, owner.notes) == ("shop/inner", ("ab" * 32,), ())
+
+
+def test_a_pod_on_the_nodes_network_owns_nothing(machine: Machine, kubelet: Kubelet) -> None:
+    container = kubelet.start(machine.path("node"), uid_of(3), "kube-system/kube-proxy-x")
+    found = look(machine.inventory(), root=kubelet.root)
+    assert found.owner(machine.inum("node")).pod is None
+    (guest,) = [guest for guest in found.guests if guest.uid == uid_of(3)]
+    assert guest.pod is not None
+    assert (guest.netns, guest.node, guest.containers) == (machine.inum("node"), "node-1", (container,))
+    assert (guest.pod.key, guest.pod.host_network) == ("kube-system/kube-proxy-x", True)
+
+
+def test_a_pod_with_several_interfaces_has_a_row_for_each(machine: Machine, kubelet: Kubelet) -> None:
+    machine.add("multus")
+    try:
+        machine.add_veth("multus", "10.77.0.20/24")
+        machine.add_veth("multus", "10.78.0.20/24", device="net1", node_end="v-multus-1")
+        kubelet.start(machine.path("multus"), uid_of(4), "shop/multus")
+        found = look(machine.inventory(), root=kubelet.root)
+        table = map_command.table(found, map_command.rows(found, "shop"))
+        mine = [row.split()[2:6] for row in table.splitlines() if row.split()[0] == "shop/multus"]
+        assert mine == [["eth0", "v-multus", "br0", "10.77.0.20"], ["net1", "v-multus-1", "br0", "10.78.0.20"]]
+    finally:
+        machine.remove("multus")
+
+
+# Following
+
+
+@dataclass
+class Listed:
+    """Names that a test changes, as the API does."""
+
+    inventory: Inventory
+    notes: tuple[str, ...] = ()
+
+    def want(self, addresses: Iterable[Address]) -> None:
+        """All that there is, is there."""
+
+    def settle(self, seconds: float) -> None:
+        """Nothing is under way."""
+
+    def add(self, name: str, address: str) -> None:
+        pod = Pod("shop", name, "", "node-1", (ip_interface(address).ip,), False, "Running")
+        self.inventory = replace(self.inventory, pods=(*self.inventory.pods, pod))
+
+
+def eventually(what: Callable[[], bool], seconds: float = 2.0) -> bool:
+    deadline = time.monotonic() + seconds * patience()
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def key_of(follower: Follower, inum: int) -> str | None:
+    pod = follower.world.owner(inum).pod
+    return pod.key if pod else None
+
+
+def test_a_pod_that_comes_is_seen_at_once_and_named_when_its_process_starts(machine: Machine, kubelet: Kubelet) -> None:
+    names = Listed(machine.inventory())
+    with Follower(look(names.inventory, root=kubelet.root), names, root=kubelet.root) as follower:
+        machine.add("late")
+        try:
+            machine.add_veth("late", "10.77.0.30/24")
+            inum = machine.inum("late")
+
+            def addresses() -> set[str]:
+                return {str(a) for i in follower.world.inside.get(inum, ()) if i.name == "eth0" for a in i.addresses}
+
+            assert eventually(lambda: "10.77.0.30/24" in addresses())
+            (eth0,) = [i for i in follower.world.inside[inum] if i.name == "eth0"]
+            peer = follower.world.peer(eth0)
+            assert peer is not None
+            assert peer.name == "v-late"
+            assert key_of(follower, inum) is None
+            kubelet.start(machine.path("late"), uid_of(5), "shop/late")
+            assert eventually(lambda: key_of(follower, inum) == "shop/late", 5.0)
+        finally:
+            machine.remove("late")
+
+
+def test_an_address_that_a_pod_gets_later_is_seen(machine: Machine) -> None:
+    names = Listed(machine.inventory())
+    with Follower(look(names.inventory), names) as follower:
+        inum = machine.inum("plain")
+        machine.ip("plain", "addr", "add", "10.79.0.1/32", "dev", "eth0")
+        try:
+            assert eventually(
+                lambda: "10.79.0.1/32" in {str(a) for i in follower.world.inside[inum] for a in i.addresses}
+            )
+        finally:
+            machine.ip("plain", "addr", "del", "10.79.0.1/32", "dev", "eth0")
+
+
+def test_a_pod_that_the_inventory_learns_of_is_named(machine: Machine) -> None:
+    names = Listed(machine.inventory())
+    with Follower(look(names.inventory), names) as follower:
+        machine.add("late")
+        try:
+            machine.add_veth("late", "10.77.0.31/24")
+            inum = machine.inum("late")
+            assert eventually(lambda: inum in follower.world.owners)
+            assert key_of(follower, inum) is None
+            names.add("late", "10.77.0.31")
+            assert eventually(lambda: key_of(follower, inum) == "shop/late")
+        finally:
+            machine.remove("late")
+
+
+def test_a_pod_that_died_keeps_its_name_for_a_while(machine: Machine, kubelet: Kubelet) -> None:
+    names = Listed(machine.inventory())
+    machine.add("dying")
+    machine.add_veth("dying", "10.77.0.32/24")
+    inum = machine.inum("dying")
+    kubelet.start(machine.path("dying"), uid_of(6), "shop/dying")
+    kept = 2.0 * patience()
+    with Follower(look(names.inventory, root=kubelet.root), names, root=kubelet.root, kept=kept) as follower:
+        assert key_of(follower, inum) == "shop/dying"
+        kubelet.stop(uid_of(6))
+        machine.remove("dying")
+        assert eventually(lambda: inum in follower.world.former)
+        since = time.monotonic()
+        while time.monotonic() - since < kept * 0.8:
+            assert key_of(follower, inum) == "shop/dying"
+            time.sleep(0.05)
+        assert eventually(lambda: inum not in follower.world.former and key_of(follower, inum) is None, kept)
+
+
+def test_the_next_netns_of_the_same_number_is_not_the_pod_that_died(machine: Machine, kubelet: Kubelet) -> None:
+    names = Listed(machine.inventory())
+    machine.add("first")
+    machine.add_veth("first", "10.77.0.33/24")
+    inum = machine.inum("first")
+    kubelet.start(machine.path("first"), uid_of(7), "shop/first")
+    with Follower(look(names.inventory, root=kubelet.root), names, root=kubelet.root) as follower:
+        kubelet.stop(uid_of(7))
+        machine.remove("first")
+        made: list[str] = []
+        try:
+            # The kernel takes a netns apart in the background: its number is free a moment later.
+            while len(made) < 50 and inum not in map(machine.inum, made):
+                made.append(f"next-{len(made)}")
+                machine.add(made[-1])
+                time.sleep(0.02)
+            if machine.inum(made[-1]) != inum:
+                pytest.skip("this kernel did not use the number again")
+            machine.add_veth(made[-1], "10.77.0.34/24", node_end="v-next")
+            assert eventually(lambda: len(follower.world.inside.get(inum, ())) == 2 and key_of(follower, inum) is None)
+            kubelet.start(machine.path(made[-1]), uid_of(8), "shop/second")
+            assert eventually(lambda: key_of(follower, inum) == "shop/second", 5.0)
+            former = follower.world.former[inum].owner.pod
+            assert former is not None
+            assert former.key == "shop/first"
+        finally:
+            for name in made:
+                machine.remove(name)
+
+
+def test_following_leaves_no_file_open(machine: Machine) -> None:
+    names = Listed(machine.inventory())
+    first = look(names.inventory)
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with Follower(first, names) as follower:
+        assert follower.last().owner(machine.inum("plain")).pod == machine.inventory().pods[0]
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+class Arrival(Nobody):
+    """Once the trace is ready a pod comes, and the client connects to it."""
+
+    def __init__(self, machine: Machine, names: Listed) -> None:
+        self._machine, self._names = machine, names
+
+    def ready(self) -> None:
+        threading.Thread(target=self._arrive, daemon=True).start()
+
+    def _arrive(self) -> None:
+        self._machine.add("arriving")
+        self._machine.add_veth("arriving", "10.77.0.40/24")
+        self._names.add("arriving", "10.77.0.40")
+        with netns.entered(self._machine.path("arriving")):
+            server = socket.create_server(("10.77.0.40", 8080))
+        with netns.entered(self._machine.path("plain")):
+            client = socket.socket()
+        with server, client:
+            client.settimeout(3 * patience())
+            client.connect(("10.77.0.40", 8080))
+
+
+def test_a_pod_that_comes_while_a_trace_runs_is_named_in_its_report(machine: Machine) -> None:
+    inventory = machine.inventory()
+    names = Listed(inventory)
+    request = Request(
+        client=resolve_from("shop/plain", inventory),
+        server=resolve_to("10.77.0.40:8080", inventory),
+        inventory=inventory,
+        protocol="tcp",
+        count=1,
+        timeout=8 * patience(),
+    )
+    try:
+        report = run_trace(request, look(inventory), Arrival(machine, names), names)
+    finally:
+        machine.remove("arriving")
+    assert report.verdict is Verdict.DELIVERED
+    (request_path,) = [path for path in report.paths if path.direction == "request"][:1]
+    assert [hop.pod for hop in request_path.hops][-1] == "shop/arriving"

@@ -1,7 +1,8 @@
 """`k8snet map`: every pod interface on this machine, and what it is tied to outside the pod.
 
-In: the `World` of k8snet.cluster.interfaces, with names where an inventory has them. Out: a table in kubectl's
-manner, or an InterfaceMap document. A pod that nobody has named is shown by its UID, its container, or its address.
+In: the `World` of k8snet.cluster.interfaces. Out: a table in kubectl's manner, or an InterfaceMap document. A pod that
+nobody has named is shown by its UID, its container, or its address; one on its node's network has a row without an
+interface. What contradicts a name is told on stderr.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from k8snet.cli import source
 from k8snet.errors import Exit, K8snetError
 from k8snet.render.safe import inert
 
 if TYPE_CHECKING:
-    from k8snet.cluster.interfaces import Interface, Owner, World
+    from k8snet.cluster.interfaces import Guest, Interface, Owner, World
+    from k8snet.cluster.inventory import Pod
 
 _TEXT = ("POD", "NETNS", "INTERFACE", "PEER", "BRIDGE", "IPS")
-_WIDE = (*_TEXT, "NODE", "KIND", "MTU", "MAC", "STATE", "CONTAINER")
+_WIDE = (*_TEXT, "NODE", "KIND", "MTU", "MAC", "STATE", "CONTAINER", "NAMED-BY")
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,11 +34,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         description="Every pod interface on this node: pod, netns, interface inside, peer outside, bridge, addresses.",
         epilog="exit codes: 0 done, 2 usage or privilege",
     )
-    parser.add_argument("-n", "--namespace", metavar="NS", help="only pods of this namespace (needs --inventory)")
-    parser.add_argument(
-        "--inventory", metavar="FILE", help="pods, services, endpointslices, nodes as kubectl prints them"
-    )
     parser.add_argument("-o", "--output", choices=("text", "wide", "json"), default="text", help="default: text")
+    source.add_options(parser, "only pods of this namespace", everywhere="pods of all namespaces (the default)")
     parser.set_defaults(run=run)
 
 
@@ -44,27 +44,39 @@ def run(args: argparse.Namespace) -> Exit:
     denied = K8snetError("k8snet map enters network namespaces, and may not", "run it as root: sudo k8snet map")
     if os.geteuid() != 0:
         raise denied
-    from k8snet.cluster import file, interfaces
+    from k8snet.cluster import interfaces
+    from k8snet.cluster.needs import Wish
 
-    if args.namespace and not args.inventory:
-        raise K8snetError(
-            "-n needs the names of pods, and none are known without an inventory",
-            f"make one: {file.KUBECTL} > inventory.json, then pass --inventory inventory.json",
-        )
-    inventory = file.load(args.inventory) if args.inventory else None
     try:
-        world = interfaces.look(inventory)
+        survey = interfaces.survey()
     except PermissionError:
         raise denied from None
-    found = rows(world, args.namespace)
+    wish = Wish(here=survey.addresses, hostname=survey.hostname, pods_of=args.namespace or "")
+    with source.opened(args, wish, needed=False, once=True) as known:
+        known.tell()
+        world = survey.named(known.names.inventory)
+    found, on_the_node = rows(world, args.namespace), guests(world, args.namespace)
     if args.output == "json":
-        print(json.dumps(document(world, found), indent=2))
-    elif found:
-        print(table(world, found, wide=args.output == "wide"))
+        print(json.dumps(document(world, found, on_the_node), indent=2))
+        return Exit.OK
+    if found or on_the_node:
+        print(table(world, found, on_the_node, wide=args.output == "wide"))
     else:
-        where = f" of namespace {args.namespace}" if args.namespace else ""
-        print(f"No pod interface{inert(where)} on this node.", file=sys.stderr)
+        print(_nothing(world, args.namespace), file=sys.stderr)
+    hints = []
+    if known.missing and any(world.owner(interface.netns).pod is None for interface in found):
+        hints.append(f"note: not all have names, for {known.missing}: {known.advice}")
+    for line in (*doubts(world, found, on_the_node), *hints):
+        print(inert(line), file=sys.stderr)
     return Exit.OK
+
+
+def _nothing(world: World, namespace: str | None) -> str:
+    if not namespace:
+        return "No pod interface on this node."
+    unnamed = len({i.netns for i in rows(world) if world.owner(i.netns).pod is None})
+    but = f" {unnamed} pods or containers have no name here: see k8snet map" if unnamed else ""
+    return f"No pod interface of namespace {inert(namespace)} on this node.{but}"
 
 
 def rows(world: World, namespace: str | None = None) -> list[Interface]:
@@ -82,23 +94,59 @@ def rows(world: World, namespace: str | None = None) -> list[Interface]:
     return [interface for _, _, interface in found]
 
 
-def table(world: World, found: Iterable[Interface], wide: bool = False) -> str:
+def guests(world: World, namespace: str | None = None) -> list[Guest]:
+    """The pods on their node's network, sorted by name; those without a name last."""
+    found = [g for g in world.guests if namespace is None or (g.pod and g.pod.namespace == namespace)]
+    return sorted(found, key=lambda guest: (guest.pod is None, guest.pod.key if guest.pod else guest.uid))
+
+
+def doubts(world: World, found: Iterable[Interface], on_the_node: Iterable[Guest] = ()) -> list[str]:
+    """A line for each contradiction between those that name pods."""
+    lines = [
+        f"warning: {_pod(world, world.owner(i.netns), i)} (netns {i.netns}): {note}"
+        for i in found
+        for note in world.owner(i.netns).notes
+    ]
+    lines += [f"warning: {_guest(guest)} (hostNetwork): {note}" for guest in on_the_node for note in guest.notes]
+    return list(dict.fromkeys(lines))
+
+
+def table(world: World, found: Iterable[Interface], on_the_node: Iterable[Guest] = (), wide: bool = False) -> str:
     """The interfaces as kubectl would print them."""
+    found, on_the_node = list(found), list(on_the_node)
     # Which node is a question only where a machine is several of them.
-    several = len({world.owner(interface.netns).node for interface in found}) > 1
+    several = len({world.owner(i.netns).node for i in found} | {guest.node for guest in on_the_node}) > 1
     columns = _WIDE if wide else (*_TEXT, "NODE") if several else _TEXT
-    lines = [columns, *([inert(cell) for cell in _cells(world, i, columns)] for i in found)]
+    cells = [_cells(world, interface) for interface in found] + [_guest_cells(guest) for guest in on_the_node]
+    lines = [columns, *([inert(row.get(column, "-")) for column in columns] for row in cells)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     return "\n".join("   ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def document(world: World, found: Iterable[Interface]) -> dict[str, Any]:
+def document(world: World, found: Iterable[Interface], on_the_node: Iterable[Guest] = ()) -> dict[str, Any]:
     """The interfaces as an InterfaceMap."""
     return {
         "apiVersion": "k8snet.io/v1alpha1",
         "kind": "InterfaceMap",
         "interfaces": [_entry(world, interface) for interface in found],
+        "hostNetwork": [_guest_entry(world, guest) for guest in on_the_node],
     }
+
+
+def _guest_entry(world: World, guest: Guest) -> dict[str, Any]:
+    return {
+        "pod": _named(guest.pod),
+        "podUID": guest.uid,
+        "namedBy": guest.named_by or None,
+        "notes": list(guest.notes),
+        "containers": list(guest.containers),
+        "node": guest.node,
+        "netns": {"inum": guest.netns, "path": world.netns[guest.netns].path},
+    }
+
+
+def _named(pod: Pod | None) -> dict[str, str] | None:
+    return {"namespace": pod.namespace, "name": pod.name} if pod else None
 
 
 def _entry(world: World, interface: Interface) -> dict[str, Any]:
@@ -107,8 +155,10 @@ def _entry(world: World, interface: Interface) -> dict[str, Any]:
     bridge = world.bridge(peer) if peer else None
     parent = world.by_spot.get(interface.parent) if interface.parent else None
     return {
-        "pod": {"namespace": owner.pod.namespace, "name": owner.pod.name} if owner.pod else None,
+        "pod": _named(owner.pod),
         "podUID": owner.uid or (owner.pod.uid if owner.pod and owner.pod.uid else None),
+        "namedBy": owner.named_by or None,
+        "notes": list(owner.notes),
         "containers": list(owner.containers),
         "node": owner.node,
         "netns": {"inum": interface.netns, "path": world.netns[interface.netns].path},
@@ -130,16 +180,22 @@ def _device(interface: Interface) -> dict[str, Any]:
         "mtu": interface.mtu,
         "state": interface.state,
         "addresses": [str(address) for address in interface.addresses],
+        "hardware": _hardware(interface),
     }
 
 
-def _cells(world: World, interface: Interface, columns: Iterable[str]) -> list[str]:
+def _hardware(interface: Interface) -> dict[str, Any] | None:
+    hardware = interface.hardware
+    return {"address": hardware.address, "vf": hardware.virtual, "card": hardware.card} if hardware else None
+
+
+def _cells(world: World, interface: Interface) -> dict[str, str]:
     owner = world.owner(interface.netns)
     peer = world.peer(interface)
     bridge = world.bridge(peer) if peer else None
     # Every interface has a link-local address; it tells nobody anything.
     ips = [str(address.ip) for address in interface.addresses if not address.ip.is_link_local]
-    cell = {
+    return {
         "POD": _pod(world, owner, interface),
         "NETNS": str(interface.netns),
         "INTERFACE": interface.name,
@@ -151,9 +207,28 @@ def _cells(world: World, interface: Interface, columns: Iterable[str]) -> list[s
         "MTU": str(interface.mtu),
         "MAC": interface.mac or "-",
         "STATE": interface.state,
-        "CONTAINER": ",".join(container[:12] for container in owner.containers) or "-",
+        "CONTAINER": _short(owner.containers),
+        "NAMED-BY": owner.named_by or "-",
     }
-    return [cell[column] for column in columns]
+
+
+def _guest_cells(guest: Guest) -> dict[str, str]:
+    return {
+        "POD": _guest(guest),
+        "NETNS": str(guest.netns),
+        "INTERFACE": "hostNetwork",
+        "NODE": guest.node or "-",
+        "CONTAINER": _short(guest.containers),
+        "NAMED-BY": guest.named_by or "-",
+    }
+
+
+def _short(containers: Iterable[str]) -> str:
+    return ",".join(container[:12] for container in containers) or "-"
+
+
+def _guest(guest: Guest) -> str:
+    return guest.pod.key if guest.pod else f"uid:{guest.uid}"
 
 
 def _pod(world: World, owner: Owner, interface: Interface) -> str:
@@ -174,6 +249,10 @@ def _no_peer(world: World, interface: Interface) -> str:
     if interface.kind in PAIRS:
         return "its other end is in a netns that cannot be seen" if interface.unseen else "its other end is gone"
     if interface.kind == "device":
-        return "a device of its own: physical or a VF"
+        hardware = interface.hardware
+        if hardware is None:
+            return "a device of its own: physical or a VF"
+        what = f"VF {hardware.address} of {hardware.card}" if hardware.virtual else f"hardware {hardware.address}"
+        return f"a device of its own: {what}"
     parent = world.by_spot.get(interface.parent) if interface.parent else None
     return f"{interface.kind} on {parent.name}" if parent else interface.kind

@@ -1,7 +1,8 @@
 """Which interface is whose: every netns of this machine, its interfaces, the veth pairs, and the pod or node behind.
 
-In: netlink and /proc alone (`look`), and an Inventory for names where there is one. Out: a `World`, immutable.
-A netns is tied to a pod by the pod UID in its processes' cgroups and by its IP addresses, each enough by itself.
+In: netlink, /proc and what the runtime and the kubelet keep on disk (`look`), and an Inventory where there is one.
+Out: a `World`, immutable. A netns is tied to a pod by the pod UID in its processes' cgroups and by its IP addresses,
+each enough by itself; where they contradict each other the UID is right, and the owner's `notes` say so.
 
 Surprising: several netns of one machine can be nodes (the lab; Kubernetes in containers), and a device's other end
 is known only by an id of the netns that it is seen from, which must be translated (`IFLA_LINK_NETNSID`).
@@ -9,6 +10,7 @@ is known only by an id of the netns that it is seen from, which must be translat
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -21,7 +23,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from k8snet.cluster import cgroups, hardware, runtimes
+from k8snet.cluster.cgroups import Member
+from k8snet.cluster.hardware import Hardware
 from k8snet.cluster.inventory import Inventory, Pod
+from k8snet.cluster.runtimes import Claim
+from k8snet.event import Address
 from k8snet.kernel import netns as kernel_netns
 from k8snet.kernel import rtnetlink
 from k8snet.kernel.netns import Netns
@@ -32,11 +39,9 @@ PAIRS: Final = ("veth", "netkit")
 # A module of tunnels puts one such device into every netns, down and without address: nobody made it, nobody uses it.
 _FALLBACKS: Final = ("tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip6tnl0", "ip6gre0", "ip_vti0", "ip6_vti0")
 
-# The dashes are underscores with the systemd driver; static pods have a hash without dashes for a UID.
-_UID: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?![0-9a-f])")
-_CONTAINER: Final = re.compile(r"[0-9a-f]{64}(?![0-9a-f])")
 _BATCH: Final = 128  # a guess: netns that are open at once, far below the usual limit of 1024 files
-_PIDS: Final = 32  # a guess: a netns's processes whose cgroup is read; its pause process is among the first
+# Calico's and Canal's name of a pod's veth on the node (libcalico-go, VethNameForWorkload), with the usual prefix.
+_CALICO: Final = re.compile(r"cali[0-9a-f]{11}")
 
 
 class Spot(NamedTuple):
@@ -62,6 +67,7 @@ class Interface:
     peer: Spot | None  # the other end of a veth
     parent: Spot | None  # the device below a macvlan, ipvlan, VLAN, ...
     unseen: bool = False  # there is a peer or parent, in a netns that cannot be seen from here
+    hardware: Hardware | None = None
 
     @property
     def spot(self) -> Spot:
@@ -87,6 +93,21 @@ class Owner:
     containers: tuple[str, ...] = ()  # container ids, from cgroups
     role: Role = Role.OTHER
     pin: str | None = None  # what `ip netns` calls it
+    named_by: str = ""  # who says what the pod is called, and by what it was recognised
+    notes: tuple[str, ...] = ()  # what contradicts this
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A pod on its node's network (hostNetwork): it has no netns, and owns none."""
+
+    netns: int  # the node's
+    node: str | None
+    uid: str
+    containers: tuple[str, ...]
+    pod: Pod | None = None
+    named_by: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +117,35 @@ class Seen:
     netns: Netns
     links: tuple[Link, ...]
     addresses: dict[int, tuple[InterfaceAddress, ...]]
-    uids: tuple[str, ...] = ()
-    containers: tuple[str, ...] = ()
+    members: tuple[Member, ...] = ()  # what its processes belong to, each once
+    claims: tuple[Claim, ...] = ()  # names for the members' UIDs, from the node's own disk
+    hardware: dict[int, Hardware] = field(default_factory=dict)  # by ifindex
     # The netns behind each id that a link names; an id that leads out of sight is missing.
     nsids: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def pin(self) -> str | None:
+        """The name of the mount that keeps it, if there is one."""
+        return None if self.netns.path.endswith("/ns/net") else Path(self.netns.path).name
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        """The pods that have a process here."""
+        return tuple(dict.fromkeys(m.uid for m in self.members if m.uid and not m.monitor))
+
+    def containers(self, uid: str | None) -> tuple[str, ...]:
+        """The containers of a pod that have a process here; of no pod: None."""
+        return tuple(dict.fromkeys(m.container for m in self.members if m.uid == uid and m.container and not m.monitor))
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """Whose netns it was, until when."""
+
+    owner: Owner
+    netns: Netns
+    interfaces: tuple[Interface, ...]
+    until: float  # time.monotonic(), of the look that found another one or none
 
 
 @dataclass(frozen=True)
@@ -110,6 +156,9 @@ class World:
     interfaces: tuple[Interface, ...]
     owners: dict[int, Owner]
     host: int  # the netns of pid 1 (ours, where that cannot be read)
+    guests: tuple[Guest, ...] = ()  # pods on their node's network
+    former: dict[int, Former] = field(default_factory=dict)  # of netns that are gone, or another pod's by now
+    seen: tuple[Seen, ...] = field(default=(), repr=False, compare=False)  # what all this was made from
 
     @cached_property
     def by_spot(self) -> dict[Spot, Interface]:
@@ -128,6 +177,17 @@ class World:
     def nodes(self) -> dict[str, int]:
         """The netns of each node that is on this machine, by the node's name."""
         return {o.node: inum for inum, o in self.owners.items() if o.role is Role.NODE and o.node is not None}
+
+    @cached_property
+    def pods(self) -> tuple[Pod, ...]:
+        """The pods of this machine that have a name, from wherever that came."""
+        named = [owner.pod for owner in self.owners.values()] + [guest.pod for guest in self.guests]
+        return tuple(pod for pod in named if pod is not None)
+
+    @cached_property
+    def gone(self) -> frozenset[int]:
+        """Netns that ended a moment ago, and are here for the sake of their names."""
+        return frozenset(self.former.keys() - {one.netns.inum for one in self.seen})
 
     def owner(self, inum: int) -> Owner:
         """Whose netns it is; an empty Owner for a netns that was not there."""
@@ -163,22 +223,72 @@ class World:
 
     @cached_property
     def _by_pod(self) -> dict[str, Netns]:
-        return {owner.pod.key: self.netns[inum] for inum, owner in self.owners.items() if owner.pod}
+        return {o.pod.key: self.netns[inum] for inum, o in self.owners.items() if o.pod and inum not in self.gone}
 
 
-def look(inventory: Inventory | None = None, proc: Path = Path("/proc")) -> World:
-    """This machine as it is now. What vanishes meanwhile is left out. Raises PermissionError when not root."""
+@dataclass(frozen=True)
+class Survey:
+    """Every netns of this machine as the kernel shows it."""
+
+    seen: tuple[Seen, ...]
+    host: int  # the netns of pid 1
+    hostname: str
+
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """All addresses of this machine, whichever netns has them."""
+        return frozenset(a.ip for one in self.seen for found in one.addresses.values() for a in found)
+
+    def named(self, inventory: Inventory) -> World:
+        """With the names of an inventory."""
+        return world(self.seen, self.host, inventory, self.hostname)
+
+
+def look(inventory: Inventory | None = None, proc: Path = Path("/proc"), root: Path | None = None) -> World:
+    """This machine as it is now. What vanishes meanwhile is left out. Raises PermissionError when not root.
+
+    `root`: of the node's file system; by default pid 1's, which is the node's also from inside a pod with hostPID.
+    """
+    return survey(proc, root).named(inventory or Inventory())
+
+
+def survey(proc: Path = Path("/proc"), root: Path | None = None) -> Survey:
+    """As `look`, without names: they may come later, and from what was seen here."""
+    host = host_netns(proc)
+    return Survey(tuple(gather(kernel_netns.scan(proc).values(), host, proc, root)), host, socket.gethostname())
+
+
+def host_netns(proc: Path = Path("/proc")) -> int:
+    """The netns of pid 1, which belongs to no pod."""
     try:
-        host = kernel_netns.inum_of(proc / "1/ns/net")
+        return kernel_netns.inum_of(proc / "1/ns/net")
     except OSError:  # not for us to read (no CAP_SYS_PTRACE, a restricted pid 1): on a node, this is where we start
-        host = kernel_netns.own()
-    seen = gather(kernel_netns.scan(proc).values(), host, proc)
-    return world(seen, host, inventory or Inventory(), socket.gethostname())
+        return kernel_netns.own()
 
 
-def gather(found: Iterable[Netns], host: int, proc: Path = Path("/proc")) -> list[Seen]:
-    """Each netns with its links, addresses and pod UIDs; `host` is pid 1's netns, which belongs to no pod."""
+def gather(
+    found: Iterable[Netns], host: int, proc: Path = Path("/proc"), root: Path | None = None, *, ask: bool = True
+) -> list[Seen]:
+    """Each netns with its links, addresses, pod UIDs and their names; `ask`: the runtime too, as a last resort."""
+    return translated(read(found, host, proc, root, ask=ask), host)
+
+
+def read(
+    found: Iterable[Netns],
+    host: int,
+    proc: Path = Path("/proc"),
+    root: Path | None = None,
+    *,
+    ask: bool = True,
+    memo: dict[tuple[Path, str], Claim] | None = None,
+) -> list[Seen]:
+    """The same, with the netns behind links still to be translated, which takes all of them.
+
+    `memo`: what earlier reads have found out about containers, and this one adds to.
+    """
+    memo = {} if memo is None else memo
     seen: list[Seen] = []
+    processes: dict[int, list[tuple[int, Member]]] = {}
     denied: PermissionError | None = None
     for netns in found:
         try:
@@ -193,35 +303,47 @@ def gather(found: Iterable[Netns], host: int, proc: Path = Path("/proc")) -> lis
             continue
         finally:
             os.close(fd)
-        uids, containers = ((), ()) if netns.inum == host else cgroups(proc, netns.pids)
-        seen.append(Seen(netns, links, addresses, uids, containers))
+        processes[netns.inum] = _members(netns, host, proc)
+        seen.append(Seen(netns, links, addresses, tuple(dict.fromkeys(m for _, m in processes[netns.inum]))))
     if denied and not seen:
         raise denied
-    return _translated(seen, host)
+    places = runtimes.roots(proc, [found for inside in processes.values() for found in inside], root)
+    names = {node: runtimes.Names(place, memo) for node, place in places.items()}
+    sysfs = places[None] / "sys"
+    return [
+        replace(
+            one,
+            claims=_claims(one, names, ask),
+            hardware={i.ifindex: h for i in one.links if i.bus and (h := hardware.of_link(sysfs, i)) is not None},
+        )
+        for one in seen
+    ]
 
 
-def cgroups(proc: Path, pids: Iterable[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The pod UIDs and container ids in the cgroup paths of processes: either driver, cgroup v1 and v2, any runtime."""
-    uids: dict[str, None] = {}
-    containers: dict[str, None] = {}
-    for pid in list(pids)[:_PIDS]:
-        try:
-            lines = (proc / str(pid) / "cgroup").read_text().splitlines()
-        except OSError:
-            continue
-        for path in (line.split(":", 2)[2] for line in lines if line.count(":") >= 2):
-            # The innermost: a node that is itself a container has its own id in front.
-            pod = next(reversed(list(_UID.finditer(path))), None)
-            if pod:
-                uids[pod[1].replace("_", "-")] = None
-            # Behind the pod's UID the outermost: what a container nests in itself is not the runtime's.
-            ids = _CONTAINER.findall(path, pod.end() if pod else 0)
-            if ids:
-                containers[ids[0] if pod else ids[-1]] = None
-    return tuple(uids), tuple(containers)
+def _members(netns: Netns, host: int, proc: Path) -> list[tuple[int, Member]]:
+    few, rest = netns.pids[: cgroups.FEW], netns.pids[cgroups.FEW :]
+    inside = list(cgroups.members(proc, few))
+    # A node's netns has the processes of many pods; of a pod's the first are enough.
+    if rest and (netns.inum == host or len({member.uid for _, member in inside}) > 1):
+        inside += cgroups.members(proc, rest)
+    return inside
 
 
-def _translated(seen: list[Seen], host: int) -> list[Seen]:
+def _claims(one: Seen, names: dict[str | None, runtimes.Names], ask: bool) -> tuple[Claim, ...]:
+    # Runtimes pin a pod's netns, so that it outlives all its processes.
+    if not one.members and one.pin and any(link.kind != "loopback" for link in one.links):
+        return names[None].at_home(one.netns.inum)
+    nodes = {member.uid: member.node for member in one.members if member.uid}
+    # A node that is a container is asked about its own pods only, and nobody else about them.
+    return tuple(
+        claim
+        for uid in one.uids
+        if nodes[uid] in names
+        for claim in names[nodes[uid]].claims(uid, one.containers(uid), ask=ask and nodes[uid] is None)
+    )
+
+
+def translated(seen: Iterable[Seen], host: int) -> list[Seen]:
     """With `nsids`: each netns has its own ids for others, and only the kernel, asked in that netns, can say which."""
     by_inum = {one.netns.inum: one for one in seen}
     known: dict[int, dict[int, int]] = {inum: {} for inum in by_inum}
@@ -232,12 +354,13 @@ def _translated(seen: list[Seen], host: int) -> list[Seen]:
     # The node first: it knows all its pods, and each pair that it shows answers for the pod's side, too.
     for inum in sorted(wanted, key=lambda inum: -len(wanted[inum])):
         missing = {nsid for nsid in wanted[inum] if nsid >= 0} - known[inum].keys()
-        likely = [by_inum[other] for other, _ in popular.most_common() if other in by_inum and other != inum]
-        others = [one for other, one in by_inum.items() if other not in popular and other != inum]
-        for candidates in (likely, others):
-            if missing:
-                known[inum] |= _ids(by_inum[inum].netns, [one.netns for one in candidates])
-                missing -= known[inum].keys()
+        if missing:
+            likely = [other for other, _ in popular.most_common() if other in by_inum and other != inum]
+            known[inum] |= _ids(by_inum[inum].netns, [by_inum[other].netns for other in likely])
+            missing -= known[inum].keys()
+        if missing:
+            others = [one.netns for other, one in by_inum.items() if other not in popular and other != inum]
+            known[inum] |= _ids(by_inum[inum].netns, others)
         popular.update(known[inum].values() & by_inum.keys())
         for link in by_inum[inum].links:
             other = None if link.link_nsid is None else known[inum].get(link.link_nsid)
@@ -275,32 +398,135 @@ def _ids(netns: Netns, others: list[Netns]) -> dict[int, int]:
 
 def world(seen: Iterable[Seen], host: int, inventory: Inventory, hostname: str) -> World:
     """What was seen, tied together and named; `hostname` names pid 1's netns where the inventory does not."""
+    seen = tuple(seen)
     by_inum = {one.netns.inum: one for one in seen}
     interfaces = tuple(_interface(one, link) for one in by_inum.values() for link in one.links)
+    names = {interface.spot: interface.name for interface in interfaces}
     inside: dict[int, list[Interface]] = {inum: [] for inum in by_inum}
     for interface in interfaces:
         inside[interface.netns].append(interface)
     owners: dict[int, Owner] = {}
     pods: dict[int, Owner] = {}
+    namer = _Namer([pod for pod in inventory.pods if not pod.source])
+    nodes = {member.node for one in seen for member in one.members if member.node}
     for inum, one in by_inum.items():
         ips = [address.ip for interface in inside[inum] for address in interface.addresses]
         node = next((inventory.node_by_ip[ip].name for ip in ips if ip in inventory.node_by_ip), None)
-        by_ip = next((inventory.pod_by_ip[ip] for ip in ips if ip in inventory.pod_by_ip), None)
-        uid = one.uids[0] if len(one.uids) == 1 else None
-        pin = Path(one.netns.path).name if not one.netns.path.endswith("/ns/net") else None
-        if inum == host or node or (not (by_ip or uid) and (len(one.uids) > 1 or _joins(inum, inside[inum]))):
-            owners[inum] = Owner(node or (hostname if inum == host else pin or f"netns-{inum}"), role=Role.NODE)
+        by_ip = namer.at(ips)
+        uid = _uid(one, by_ip)
+        several = not (by_ip or uid) and (len(one.uids) > 1 or _joins(inum, inside[inum]))
+        if inum == host or node or several or _is_at_home(one, nodes):
+            owners[inum] = Owner(node or (hostname if inum == host else one.pin or f"netns-{inum}"), role=Role.NODE)
         elif any(in_use(interface) for interface in inside[inum]):
-            # An address is not enough against a UID that says otherwise: it may have been another pod's before.
-            pod = next((pod for pod in inventory.pods if uid and pod.uid == uid), None)
-            if pod is None and by_ip and not (uid and by_ip.uid):
-                pod = by_ip
-            pods[inum] = Owner(None, pod, uid, one.containers, Role.POD, pin)
+            outside = [names[i.peer] for i in inside[inum] if i.peer in names]
+            pod, named_by, notes = namer.pod(uid, one.claims, ips, outside)
+            pods[inum] = Owner(None, pod, uid, one.containers(uid), Role.POD, one.pin, named_by, notes)
         else:
             owners[inum] = Owner()
     for inum, owner in _one_netns_a_pod(pods, owners, inside).items():
-        owners[inum] = replace(owner, node=_node_of(inside[inum], owners) or (owner.pod.node if owner.pod else None))
-    return World({inum: one.netns for inum, one in by_inum.items()}, interfaces, owners, host)
+        node = _node_of(inside[inum], owners) or (owner.pod.node if owner.pod else None)
+        pod = replace(owner.pod, node=node) if owner.pod and owner.pod.node is None else owner.pod
+        owners[inum] = replace(owner, node=node, pod=pod)
+    guests = _guests(by_inum.values(), owners, namer)
+    return World({i: one.netns for i, one in by_inum.items()}, interfaces, owners, host, guests, seen=seen)
+
+
+def _is_at_home(one: Seen, nodes: set[str]) -> bool:
+    """It is the netns of a container that is a node: its first process is that container's, none of a pod's in it."""
+    return bool(one.members) and one.members[0].uid is None and one.members[0].container in nodes
+
+
+def _uid(one: Seen, by_ip: Pod | None) -> str | None:
+    """The pod whose netns it is: others may have entered it (`nsenter`, a debugging pod)."""
+    if len(one.uids) == 1:
+        return one.uids[0]
+    at_home = {claim.uid for claim in one.claims if claim.netns == one.netns.inum}
+    if len(at_home) == 1:
+        return at_home.pop()
+    return by_ip.uid if by_ip and by_ip.uid in one.uids else None
+
+
+@dataclass
+class _Namer:
+    """Finds the name of a pod, by UID before address before device name."""
+
+    known: list[Pod]  # to Kubernetes; what the node says of itself is in the claims, and newer there
+
+    @cached_property
+    def _by_uid(self) -> dict[str, Pod]:
+        return {pod.uid: pod for pod in self.known if pod.uid}
+
+    @cached_property
+    def _keys(self) -> set[str]:
+        return {pod.key for pod in self.known if pod.uid}
+
+    @cached_property
+    def _by_device(self) -> dict[str, Pod]:
+        return {calico_name(pod.key): pod for pod in self.known if not pod.host_network and not pod.finished}
+
+    @cached_property
+    def _by_ip(self) -> dict[Address, Pod]:
+        return Inventory(tuple(self.known)).pod_by_ip
+
+    def at(self, ips: Iterable[Address]) -> Pod | None:
+        """The pod that has one of these addresses."""
+        return next((self._by_ip[ip] for ip in ips if ip in self._by_ip), None)
+
+    def pod(
+        self, uid: str | None, claims: Iterable[Claim], ips: list[Address], outside: Iterable[str]
+    ) -> tuple[Pod | None, str, tuple[str, ...]]:
+        """The pod, who named it, and what contradicts that; `outside` are the other ends of its veths."""
+        by_ip = self.at(ips)
+        pod, named_by, notes = self.by_uid(uid, claims, ips) if uid else (None, "", ())
+        # An address is not enough against a UID that says otherwise: it may have been another pod's before.
+        if pod is None and by_ip and not (uid and by_ip.uid):
+            pod, named_by, notes = by_ip, "inventory, by address", ()
+        elif by_ip and (pod is None or pod.key != by_ip.key):
+            notes += (f"by its address it would be {by_ip.key}, by its UID it is not",)
+        calico = [name for name in outside if _CALICO.fullmatch(name)]
+        if pod is None and not uid:
+            by_device = next((self._by_device[name] for name in calico if name in self._by_device), None)
+            return by_device, "inventory, by Calico's device name" if by_device else "", notes
+        if pod and calico and calico_name(pod.key) not in calico:
+            notes += (f"its veth is {calico[0]}; Calico would call {pod.key}'s {calico_name(pod.key)}",)
+        return pod, named_by, notes
+
+    def by_uid(
+        self, uid: str, claims: Iterable[Claim], ips: Iterable[Address] = (), *, host_network: bool = False
+    ) -> tuple[Pod | None, str, tuple[str, ...]]:
+        """The same, of a UID alone; with `ips`, if the inventory has no such pod."""
+        said = {claim.key: claim for claim in reversed(list(claims)) if claim.uid == uid}
+        pod = self._by_uid.get(uid)
+        if pod is not None:
+            others = [claim for key, claim in said.items() if key != pod.key]
+            return pod, "inventory, by UID", tuple(f"{claim.source} calls it {claim.key}" for claim in others)
+        if len(said) != 1:
+            return None, "", tuple(f"{claim.source} calls it {claim.key}" for claim in said.values())
+        ((key, claim),) = said.items()
+        own = tuple(ip for ip in ips if not ip.is_link_local and not ip.is_loopback)
+        another = f"the inventory has {key} with another UID: an older or newer pod of this name"
+        notes = (another,) if key in self._keys else ()
+        pod = Pod(claim.namespace, claim.name, uid, None, own, host_network, "Running", source=claim.source)
+        return pod, f"{claim.source}, by UID", notes
+
+
+def calico_name(key: str) -> str:
+    """What Calico calls the node's end of the veth of the pod `namespace/name`."""
+    return "cali" + hashlib.sha1(key.replace("/", ".").encode(), usedforsecurity=False).hexdigest()[:11]
+
+
+def _guests(seen: Iterable[Seen], owners: dict[int, Owner], namer: _Namer) -> tuple[Guest, ...]:
+    """The pods whose containers run in a node's netns, and in no other."""
+    found = []
+    elsewhere = {owner.uid for owner in owners.values() if owner.role is Role.POD}
+    for one in seen:
+        owner = owners[one.netns.inum]
+        # Without a container it is a runtime's helper that was put into the pod's cgroup.
+        for uid in one.uids if owner.role is Role.NODE else ():
+            if uid not in elsewhere and one.containers(uid):
+                pod, named_by, notes = namer.by_uid(uid, one.claims, host_network=True)
+                found.append(Guest(one.netns.inum, owner.node, uid, one.containers(uid), pod, named_by, notes))
+    return tuple(found)
 
 
 def in_use(interface: Interface) -> bool:
@@ -328,7 +554,9 @@ def _one_netns_a_pod(
         if owner.pod and (owner.pod.key not in best or worth(inum) > worth(best[owner.pod.key])):
             best[owner.pod.key] = inum
     return {
-        inum: owner if owner.pod is None or best[owner.pod.key] == inum else replace(owner, pod=None)
+        inum: owner
+        if owner.pod is None or best[owner.pod.key] == inum
+        else replace(owner, pod=None, named_by="", notes=(*owner.notes, f"another netns is {owner.pod.key}"))
         for inum, owner in pods.items()
     }
 
@@ -359,4 +587,5 @@ def _interface(one: Seen, link: Link) -> Interface:
         peer=beyond if link.kind in PAIRS else None,
         parent=beyond if link.kind not in PAIRS else None,
         unseen=link.link is not None and beyond is None,
+        hardware=one.hardware.get(link.ifindex),
     )

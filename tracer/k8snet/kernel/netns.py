@@ -11,7 +11,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
 
 CLONE_NEWNET = 0x40000000
 
@@ -84,7 +89,7 @@ def scan(proc: Path = Path("/proc"), mounts: tuple[Path, ...] = MOUNTS) -> dict[
         nsfs = (proc / "self/ns/net").stat().st_dev
     except OSError:
         return found
-    for directory in mounts:
+    for directory in (*_of_the_node(proc, mounts), *mounts):
         if not directory.is_dir():
             continue
         for mount in sorted(directory.iterdir()):
@@ -99,6 +104,16 @@ def scan(proc: Path = Path("/proc"), mounts: tuple[Path, ...] = MOUNTS) -> dict[
     return found
 
 
+def _of_the_node(proc: Path, mounts: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The same directories as pid 1 sees them, where we are in a container with mounts of its own."""
+    try:
+        if inum_of(proc / "1/ns/mnt") != inum_of(proc / "self/ns/mnt"):
+            return tuple(proc / "1/root" / mount.relative_to("/") for mount in mounts)
+    except OSError:  # no CAP_SYS_PTRACE
+        pass
+    return ()
+
+
 def _pids(netns: Netns | None) -> tuple[int, ...]:
     return netns.pids if netns else ()
 
@@ -109,7 +124,13 @@ def _setns(fd: int) -> None:
         return
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, CLONE_NEWNET):
+    if _libc().setns(fd, CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), "setns")
+
+
+@cache  # opening it costs 0.1 ms, and `map` enters every netns of the node
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)

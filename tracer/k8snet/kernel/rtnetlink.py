@@ -31,6 +31,7 @@ _RTM_NEWROUTE, _RTM_GETROUTE, _RTM_NEWNEIGH, _RTM_GETNEIGH = 24, 26, 28, 30
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR, _RTM_NEWNSID, _RTM_GETNSID = 16, 18, 20, 22, 88, 90
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_OPERSTATE = 1, 3, 4, 5, 10, 16
 _IFLA_LINKINFO, _IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 18, 29, 37
+_IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57  # since Linux 5.14
 _IFLA_INFO_KIND = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -39,7 +40,8 @@ _RTA_DST, _RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE, _RTA_MARK, _RT
 _RTM_F_FIB_MATCH: Final = 0x2000
 _NDA_DST, _NDA_LLADDR = 1, 2
 _AF_BRIDGE: Final = 7
-_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_LISTEN_ALL_NSID, _NETLINK_GET_STRICT_CHK = 270, 1, 8, 12
+_GROUPS: Final = (1, 5, 9, 28)  # RTNLGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR, _NSID
 _IFF_UP: Final = 0x1
 _IFF_LOWER_UP: Final = 0x10000
 _IFF_LOOPBACK: Final = 0x8
@@ -86,6 +88,8 @@ class Link:
     link_nsid: int | None  # the netns of `link`, as the id that this netns has for it; None: this netns
     up: bool = True  # switched on: `ip link set up`
     carrier: bool = True  # of a veth: the other end is switched on too
+    bus: str = ""  # "pci", where the interface is hardware and the kernel tells
+    hardware: str = ""  # its address there: "0000:3b:02.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +310,48 @@ class Rtnetlink:
                     return found, interrupted or code == errno.EINTR
 
 
+class Changes:
+    """Tells when links or addresses change, in a netns and in those that it has an id for (NETLINK_LISTEN_ALL_NSID)."""
+
+    def __init__(self, fd: int) -> None:
+        """`fd`: the open netns."""
+        with netns.entered(fd):
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        try:
+            self._socket.setblocking(False)
+            self._socket.bind((0, 0))
+            for group in _GROUPS:
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+            with suppress(OSError):  # without CAP_NET_BROADCAST: then this netns alone
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """To wait for it."""
+        return self._socket.fileno()
+
+    def taken(self) -> set[int | None]:
+        """The ids of the netns where something has changed since the last call; None is the netns itself.
+
+        Raises OSError with ENOBUFS when there was too much to be told: anything may have changed.
+        """
+        changed: set[int | None] = set()
+        while True:
+            try:
+                _, ancillary, _, _ = self._socket.recvmsg(_NLMSGHDR.size, socket.CMSG_SPACE(_S32.size))
+            except BlockingIOError:
+                return changed
+            ids = [_S32.unpack(data)[0] for level, kind, data in ancillary
+                   if (level, kind) == (_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID)]  # fmt: skip
+            changed.add(ids[0] if ids else None)
+
+    def close(self) -> None:
+        """No more."""
+        self._socket.close()
+
+
 @contextmanager
 def opened(fd: int) -> Iterator[Rtnetlink]:
     """An rtnetlink socket inside the netns behind `fd`; only the socket is inside, not the thread."""
@@ -350,6 +396,9 @@ def _link(body: bytes) -> Link:
         raw = attributes.get(kind)
         return None if raw is None else int(_U32.unpack(raw)[0])
 
+    def text(kind: int) -> str:
+        return attributes.get(kind, b"").rstrip(b"\0").decode("utf-8", "backslashreplace")
+
     info = dict(_attributes(attributes.get(_IFLA_LINKINFO, b"")))
     kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "backslashreplace")
     mac = attributes.get(_IFLA_ADDRESS, b"")
@@ -362,7 +411,7 @@ def _link(body: bytes) -> Link:
         link = ifindex
     return Link(
         ifindex=ifindex,
-        name=attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "backslashreplace"),
+        name=text(_IFLA_IFNAME),
         kind=kind or ("loopback" if flags & _IFF_LOOPBACK else "device"),
         mac=mac.hex(":") if len(mac) == 6 and hardware == 1 else None,  # ARPHRD_ETHER
         mtu=number(_IFLA_MTU) or 0,
@@ -372,6 +421,8 @@ def _link(body: bytes) -> Link:
         link_nsid=None if nsid is None else int(_S32.unpack(nsid)[0]),
         up=bool(flags & _IFF_UP),
         carrier=bool(flags & _IFF_LOWER_UP),
+        bus=text(_IFLA_PARENT_DEV_BUS_NAME),
+        hardware=text(_IFLA_PARENT_DEV_NAME),
     )
 
 

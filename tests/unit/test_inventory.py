@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from k8snet.cluster.file import inventory, load
-from k8snet.cluster.inventory import Inventory, Service, ServicePort
+from k8snet.cluster.inventory import Inventory, Owner, Route, Selector, Service, ServicePort
+from k8snet.cluster.objects import KUBECTL, inventory_of, value_of
 from k8snet.errors import Exit, K8snetError
 
 RECORDED = Path(__file__).parents[1] / "data" / "kube-api"
@@ -65,7 +66,7 @@ def problem(*documents: object) -> K8snetError:
     with pytest.raises(K8snetError) as caught:
         inventory(documents, "f.json")
     assert caught.value.code is Exit.USAGE
-    assert "kubectl get pods,services,endpointslices,nodes -A -o json" in caught.value.remedy
+    assert "kubectl get pods,services,endpointslices,nodes," in caught.value.remedy
     return caught.value
 
 
@@ -183,6 +184,179 @@ def test_unknown_kinds_are_skipped() -> None:
 
 def test_empty_lists_are_an_empty_cluster() -> None:
     assert inventory([{"kind": "PodList", "items": []}], "f") == Inventory()
+
+
+def made(*objects: dict[str, Any]) -> Inventory:
+    return inventory_of(objects, "f")
+
+
+def test_recorded_service_fields() -> None:
+    known = recorded()
+    assert service(known, "shop/sticky").affinity == 10800
+    assert service(known, "shop/web").affinity is None
+    assert (service(known, "shop/np-local").external_local, service(known, "shop/np").external_local) == (True, False)
+    assert (service(known, "shop/int-local").internal_local, service(known, "shop/web").internal_local) == (True, False)
+    assert service(known, "shop/ext").outer_ips == (ip_address("192.0.2.10"),)
+    assert known.service_by_outer_ip == {ip_address("192.0.2.10"): (service(known, "shop/ext"),)}
+    headless = service(known, "shop/headless")
+    assert (headless.headless, headless.families) == (True, (4,))
+    assert (service(known, "shop/web").headless, service(known, "shop/web").families) == (False, (4,))
+
+
+def test_load_balancer_addresses_that_nodes_see() -> None:
+    ingress = [{"ip": "203.0.113.7"}, {"ip": "203.0.113.8", "ipMode": "Proxy"}, {"hostname": "lb.example.com"}]
+    found = made(svc(externalIPs=["203.0.113.7"]) | {"status": {"loadBalancer": {"ingress": ingress}}}).services[0]
+    assert (found.outer_ips, found.load_balancer_names) == ((ip_address("203.0.113.7"),), ("lb.example.com",))
+
+
+def test_whose_address_it_is_that_several_share() -> None:
+    shared = {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}}
+    sql = svc({"port": 5432}, clusterIP="10.96.0.81") | shared | {"metadata": {"name": "sql", "namespace": "shop"}}
+    known = made(svc({"port": 80}) | shared, sql)
+    web, sql_service = known.services
+    assert known.service_at(ip_address("203.0.113.7"), 5432) is sql_service
+    assert known.service_at(ip_address("203.0.113.7"), 80) is web
+    assert known.service_at(ip_address("203.0.113.7"), 443) is None
+    assert known.service_at(ip_address("10.96.0.81"), 443) is sql_service
+    assert made(svc() | shared).service_at(ip_address("203.0.113.7"), 443) is not None
+
+
+def test_a_service_that_is_only_a_name() -> None:
+    spec = {"type": "ExternalName", "externalName": "db.example.com"}
+    found = made({"kind": "Service", "metadata": {"name": "db", "namespace": "shop"}, "spec": spec}).services[0]
+    assert (found.external_name, found.cluster_ips, found.headless) == ("db.example.com", (), False)
+
+
+def test_a_pods_owner_is_its_controller_and_it_may_be_leaving() -> None:
+    references = [{"kind": "Thing", "name": "x"}, {"kind": "ReplicaSet", "name": "cart-7d4f", "controller": True}]
+    meta = {"name": "cart", "namespace": "shop", "ownerReferences": references, "deletionTimestamp": "2026-11-22"}
+    found = made(pod(metadata=meta, status={"conditions": [{"type": "Ready", "status": "False"}]})).pods[0]
+    assert (found.owner, found.ready, found.terminating) == (Owner("ReplicaSet", "cart-7d4f"), False, True)
+    assert (made(pod()).pods[0].ready, made(pod()).pods[0].terminating) == (True, False)
+
+
+@pytest.mark.parametrize(("status", "ready"), [("True", True), ("False", False), ("Unknown", False), (None, True)])
+def test_a_nodes_ready_condition(status: str | None, ready: bool) -> None:
+    conditions = [{"type": "Ready", "status": status}] if status else []
+    node = {"kind": "Node", "metadata": {"name": "n"}, "status": {"conditions": conditions}}
+    assert made(node).nodes[0].ready is ready
+
+
+def test_pod_networks_of_nodes_are_inside() -> None:
+    known = made({"kind": "Node", "metadata": {"name": "n"}, "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]}})
+    assert known.is_inside(ip_address("10.244.1.77"))
+    assert known.is_inside(ip_address("fd00:1::77"))
+    assert not known.is_inside(ip_address("10.244.2.1"))
+
+
+def test_endpoints_have_zone_and_node() -> None:
+    ends = [{"addresses": ["10.1.1.1"], "nodeName": "node-1", "zone": "a"}]
+    (end,) = made(svc(), endpoint_slice("10.1.1.1", endpoints=ends)).services[0].ports[0].endpoints
+    assert (end.node, end.zone) == ("node-1", "a")
+
+
+def test_slices_are_kept_with_the_pods_of_their_addresses() -> None:
+    known = made(pod(), endpoint_slice("10.244.1.10", name="http"))
+    (part,) = known.slices
+    assert (part.key, part.service, part.ports[0].name) == ("shop/web-1", "web", "http")
+    assert part.ports[0].endpoints[0].pod == "shop/cart"
+
+
+def selected(selector: dict[str, Any], **labels: str) -> bool:
+    meta = {"name": "cart", "namespace": "shop", "labels": labels}
+    policy = {
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "p", "namespace": "shop"},
+        "spec": {"podSelector": selector},
+    }
+    known = made(pod(metadata=meta), policy)
+    return bool(known.policies_of(known.pods[0]))
+
+
+@pytest.mark.parametrize(
+    ("selector", "labels", "expected"),
+    [
+        pytest.param({}, {}, True, id="empty-selects-all"),
+        pytest.param({"matchLabels": {"app": "cart"}}, {"app": "cart", "tier": "x"}, True, id="label"),
+        pytest.param({"matchLabels": {"app": "cart"}}, {"app": "web"}, False, id="other-label"),
+        pytest.param({"matchLabels": {"app": "cart", "tier": "x"}}, {"app": "cart"}, False, id="one-of-two"),
+        pytest.param({"matchExpressions": [{"key": "app", "operator": "In", "values": ["cart", "web"]}]},
+                     {"app": "web"}, True, id="in"),
+        pytest.param({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["cart"]}]},
+                     {}, True, id="not-in-without-label"),
+        pytest.param({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["cart"]}]},
+                     {"app": "cart"}, False, id="not-in"),
+        pytest.param({"matchExpressions": [{"key": "app", "operator": "Exists"}]}, {"app": ""}, True, id="exists"),
+        pytest.param({"matchExpressions": [{"key": "app", "operator": "Exists"}]}, {}, False, id="exists-not"),
+        pytest.param({"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, {}, True, id="does-not-exist"),
+        pytest.param({"matchExpressions": [{"key": "app", "operator": "Gt", "values": ["1"]}]},
+                     {"app": "2"}, False, id="unknown-operator"),
+    ],
+)  # fmt: skip
+def test_which_pods_a_policy_selects(selector: dict[str, Any], labels: dict[str, str], expected: bool) -> None:
+    assert selected(selector, **labels) is expected
+
+
+def test_a_policy_selects_in_its_own_namespace_only() -> None:
+    policy = {"kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "blue"}, "spec": {"podSelector": {}}}
+    known = made(pod(), policy)
+    assert known.policies_of(known.pods[0]) == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "directions"),
+    [
+        pytest.param({}, (True, False), id="not-said"),
+        pytest.param({"egress": [{}]}, (True, True), id="not-said-with-egress"),
+        pytest.param({"policyTypes": ["Egress"]}, (False, True), id="egress"),
+        pytest.param({"policyTypes": ["Ingress"], "egress": [{}]}, (True, False), id="ingress-said"),
+    ],
+)
+def test_a_policys_directions(spec: dict[str, Any], directions: tuple[bool, bool]) -> None:
+    policy = made({"kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "shop"}, "spec": spec}).policies[0]
+    assert (policy.ingress, policy.egress) == directions
+
+
+def test_a_selector_as_the_api_takes_it() -> None:
+    expressions = (
+        ("env", "In", ("a", "b")),
+        ("old", "DoesNotExist", ()),
+        ("tier", "NotIn", ("x",)),
+        ("team", "Exists", ()),
+    )
+    assert str(Selector((("app", "cart"),), expressions)) == "app=cart,env in (a,b),!old,tier notin (x),team"
+
+
+def test_an_ingress_keeps_its_ways() -> None:
+    def to(service: str, **port: object) -> dict[str, Any]:
+        return {"service": {"name": service, "port": port}}
+
+    rules = [{"host": "a.example.com", "http": {"paths": [{"path": "/x", "backend": to("web", number=80)},
+                                                          {"path": "/y", "backend": {"resource": {}}}]}},
+             {"host": "b.example.com"}]  # fmt: skip
+    spec = {"rules": rules, "defaultBackend": to("cart", name="http")}
+    (ingress,) = made({"kind": "Ingress", "metadata": {"name": "i", "namespace": "shop"}, "spec": spec}).ingresses
+    assert ingress.routes == (Route("a.example.com", "/x", "web", "80"), Route("", "", "cart", "http"))
+
+
+def test_odd_objects_from_a_server_are_skipped_one_by_one() -> None:
+    known = made(
+        {"kind": 3}, {}, pod(spec=[]), pod(status={"podIP": "x"}), {"kind": "Secret"}, svc({"name": "a"}), pod()
+    )
+    assert [pod.key for pod in known.pods] == ["shop/cart"]
+    assert known.services == ()
+
+
+def test_items_of_a_list_are_told_their_kind() -> None:
+    body = pod()
+    del body["kind"]
+    assert value_of(body) is None
+    assert value_of(body, "Pod") == made(pod()).pods[0]
+
+
+def test_four_kinds_are_enough_and_more_is_asked_for() -> None:
+    assert KUBECTL.startswith("kubectl get pods,services,endpointslices,nodes,deployments,")
+    assert not recorded().workloads
 
 
 # From here: the ways to be wrong.
@@ -318,10 +492,23 @@ def test_nothing_but_a_clear_error_comes_of_any_part_being_wrong(wrong: object) 
                 endpoints=[{"addresses": ["10.1.1.1"], "conditions": {"ready": True}, "targetRef": {"kind": "Pod"}}],
             ),
             {"kind": "Node", "metadata": {"name": "n"}, "spec": {"podCIDRs": ["10.1.0.0/16"]},
-             "status": {"addresses": [{"type": "InternalIP", "address": "10.9.9.2"}]}},
+             "status": {"addresses": [{"type": "InternalIP", "address": "10.9.9.2"}],
+                        "conditions": [{"type": "Ready", "status": "True"}]}},
+            {"kind": "ReplicaSet", "metadata": {"name": "r", "namespace": "shop", "ownerReferences": [
+                {"kind": "Deployment", "name": "d", "controller": True}]},
+             "spec": {"selector": {"matchLabels": {"a": "b"},
+                                   "matchExpressions": [{"key": "k", "operator": "In", "values": ["v"]}]}}},
+            {"kind": "Ingress", "metadata": {"name": "i", "namespace": "shop"}, "spec": {"rules": [{"host": "h",
+                "http": {"paths": [{"path": "/", "backend": {"service": {"name": "s", "port": {"number": 80}}}}]}}]},
+             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}},
+            {"kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "shop"},
+             "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}},
         ],
     }  # fmt: skip
     inventory([document], "f.json")
+    for path in paths(document["items"]):
+        if path:
+            inventory_of(with_part(document["items"], path, wrong), "a server")  # is never complained of
     refused = [error.problem for path in paths(document) if (error := complaint(with_part(document, path, wrong)))]
     assert refused
     assert all(problem.startswith("inventory f.json: ") for problem in refused)

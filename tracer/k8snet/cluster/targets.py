@@ -17,7 +17,7 @@ class Target:
     """One side of the flow to trace."""
 
     text: str  # as the report prints it: "pod/shop/cart", "svc/shop/payments", "no/node-1", "192.0.2.1"
-    addresses: tuple[Address, ...]  # IPv4 and IPv6 of a dual-stack object
+    addresses: tuple[Address, ...]  # IPv4 and IPv6 of a dual-stack object, or of all its pods; empty: `outside`
     port: int | None = None  # None: any
     protocol: Protocol | None = None  # where the name settles it; None: any
     pod: Pod | None = None
@@ -25,6 +25,10 @@ class Target:
     service_port: ServicePort | None = None  # None when the service has several that fit
     node: Node | None = None
     all_endpoints: tuple[Endpoint, ...] = ()  # of the ports that fit, ready or not
+    outside: bool = False  # `external`: whatever is not in the cluster
+    workload: str | None = None  # the client was named as this, "deploy/shop/cart", and is one of `pods`
+    pods: tuple[Pod, ...] = ()  # of `workload`: those that run, the best first
+    notes: tuple[str, ...] = ()  # what the user should know of how the name was understood
 
     @property
     def backends(self) -> tuple[tuple[Address, int], ...]:

@@ -1,0 +1,60 @@
+"""Which endpoints a node's kube-proxy sends a client to, and what becomes of the packet when there is none.
+
+In: a Service's port, the node, and the door that the client uses. Out: an `Answer`, known before any packet: with no
+endpoints at all the client is refused, with a traffic policy `Local` and none on this node the packet is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from k8snet.cluster.inventory import Endpoint, Service, ServicePort
+
+
+class Door(Enum):
+    """How a client comes to a Service."""
+
+    INSIDE = "ClusterIP"  # from a pod or a node
+    OUTSIDE = "NodePort, load balancer or external IP"  # from outside of the cluster
+    OUTSIDE_FROM_WITHIN = "the same, from a pod or a node"
+
+
+class Fate(Enum):
+    """What kube-proxy does with a packet to a Service."""
+
+    SERVED = "served"
+    REJECTED = "rejected"  # "has no endpoints"
+    DROPPED = "dropped"  # "has no local endpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The endpoints that one node chooses from; `policy` is the field of the Service that leaves none."""
+
+    fate: Fate
+    endpoints: tuple[Endpoint, ...] = ()
+    policy: str = ""
+
+
+def answer(service: Service, port: ServicePort, node: str, door: Door = Door.INSIDE) -> Answer:
+    """What `node` does with a packet to this port. For kube-proxy (KEP-1669, KEP-2086); others may differ."""
+    usable = _usable(port.endpoints)
+    # A client within the cluster that asks for an outer address is sent to any endpoint: it need not leave the node.
+    local = {
+        Door.INSIDE: service.internal_local and "internalTrafficPolicy",
+        Door.OUTSIDE: service.external_local and "externalTrafficPolicy",
+        Door.OUTSIDE_FROM_WITHIN: "",
+    }[door]
+    if not usable:
+        return Answer(Fate.REJECTED)
+    if not local:
+        return Answer(Fate.SERVED, usable)
+    here = _usable(tuple(end for end in port.endpoints if end.node == node))
+    return Answer(Fate.SERVED, here) if here else Answer(Fate.DROPPED, policy=local)
+
+
+def _usable(endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    """Those that are ready; with none, those that are on their way out and still serve (KEP-1669)."""
+    ready = tuple(end for end in endpoints if end.ready)
+    return ready or tuple(end for end in endpoints if end.serving and end.terminating)

@@ -15,12 +15,14 @@ import pytest
 
 from k8snet import cli
 from k8snet.cli import trace
+from k8snet.cli.source import Source
+from k8snet.cluster.file import load
 from k8snet.cluster.inventory import Inventory
 from k8snet.cluster.targets import Target
 from k8snet.errors import Exit, K8snetError
 from k8snet.lab.cluster import INVENTORY, objects
 from k8snet.report import Severity, Verdict
-from k8snet.trace import Request
+from k8snet.trace import Fixed, Request
 from unit.reports import forward_policy_drop
 
 
@@ -33,7 +35,8 @@ def inventory(tmp_path: Path) -> str:
 
 def asked(inventory: str, *arguments: str) -> Request:
     """The request behind a `k8snet trace` command line."""
-    return trace.request_of(cli.parser().parse_args(["trace", f"--inventory={inventory}", *arguments]))
+    args = cli.parser().parse_args(["trace", f"--inventory={inventory}", *arguments])
+    return trace.request_of(args, Source(Fixed(load(inventory)), args.namespace))
 
 
 # --- words to values ------------------------------------------------------------------------------------------------

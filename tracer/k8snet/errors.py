@@ -20,10 +20,14 @@ class Exit(IntEnum):
 
 
 class K8snetError(Exception):
-    """Something the user can mend: `problem` in one sentence with the value, `remedy` as a next step or command."""
+    """Something the user can mend: `problem` in one sentence with the value, `remedy` as a next step or command.
 
-    def __init__(self, problem: str, remedy: str, code: Exit = Exit.USAGE) -> None:
+    `more`: lines to copy, where one line cannot hold them.
+    """
+
+    def __init__(self, problem: str, remedy: str, code: Exit = Exit.USAGE, more: tuple[str, ...] = ()) -> None:
         super().__init__(problem)
         self.problem = problem
         self.remedy = remedy
         self.code = code
+        self.more = more

@@ -101,7 +101,7 @@ def _view(case: Case, asked: FlowView) -> FlowView:
         address, port = case.backend
         backend = party(case, address, port if asked.protocol != "icmp" else None)
     client = party(case, flow.original.saddr, flow.original.sport if asked.protocol != "icmp" else None)
-    service = inventory.service_by_ip.get(flow.original.daddr)
+    service = inventory.service_at(flow.original.daddr, flow.original.dport)
     server = Party(
         ip=str(flow.original.daddr),
         port=flow.original.dport or None if asked.protocol != "icmp" else None,

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from k8snet.cluster.interfaces import Role, World
+from k8snet.cluster.follow import Follower, owners_at
+from k8snet.cluster.interfaces import Former, Role, World
 from k8snet.cluster.inventory import Inventory, Pod
 from k8snet.cluster.targets import Target
 from k8snet.errors import K8snetError
@@ -47,6 +48,7 @@ RETRY_NS: Final = 1_200_000_000
 QUIET_NS: Final = 300_000_000
 LINGER: Final = 0.05  # seconds, for the last events of the last packet
 RESOLVING: Final = 3.5  # seconds: the kernel asks for a next hop three times, a second apart, and then gives it up
+NAMING: Final = 1.0  # seconds; a guess: so long may the last names be in coming
 NUMBERS: Final = {
     "tcp": socket.IPPROTO_TCP,
     "udp": socket.IPPROTO_UDP,
@@ -71,6 +73,38 @@ class Request:
     wait: float = 3.0  # seconds until a silent connection counts as unanswered
     read_only: bool = False
     tiers: tuple[int, ...] = (1, 2)
+
+
+class Names(Protocol):
+    """Who says what things are called: a file, or the API (`k8snet.cluster.watch`)."""
+
+    @property
+    def inventory(self) -> Inventory:
+        """The newest; never waits."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the reader should know of these names."""
+
+    def want(self, addresses: Iterable[Address]) -> None:
+        """These addresses have no name: find one, in the background."""
+
+    def settle(self, seconds: float) -> None:
+        """Wait for what is wanted, no longer than that."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Names that do not change while a trace runs."""
+
+    inventory: Inventory
+    notes: tuple[str, ...] = ()
+
+    def want(self, addresses: Iterable[Address]) -> None:
+        """There is nobody to ask."""
+
+    def settle(self, seconds: float) -> None:
+        """Nothing is under way."""
 
 
 class Watcher(Protocol):
@@ -105,7 +139,7 @@ class Nobody:
         """Nothing."""
 
 
-class _Names:
+class _Symbols:
     """The running kernel's names as the findings want them: plain text, empty where there is none."""
 
     def __init__(self) -> None:
@@ -126,7 +160,9 @@ class _Run:
 
     request: Request
     world: World
-    names: _Names
+    kernel: _Symbols
+    names: Names
+    follow: Follower
     client_netns: Netns | None
     backend_netns: dict[Address, int]
     surface: Surface
@@ -134,6 +170,7 @@ class _Run:
     witness: Witness
     servers: frozenset[Address]  # where the flows that were asked for go to; empty: anywhere
     elsewhere: frozenset[int]  # netns that the client cannot reach: other networks that use the same addresses
+    handed: dict[int, tuple[Former, Former]] = field(default_factory=dict)  # netns: its first and last former owner
     sender: Sender | None = None
     pending: list[Event] = field(default_factory=list)
     taken: int = 0  # so many of the correlator's flows are in `open`, or have been
@@ -146,24 +183,35 @@ class _Run:
 
     def surroundings(self) -> Surroundings:
         return Surroundings(
-            inventory=self.request.inventory,
+            inventory=self.names.inventory,
             owners=self.surface.owners,
-            kernel=self.names,
+            kernel=self.kernel,
             client_netns=self.client_netns.inum if self.client_netns else None,
             backend_netns=self.backend_netns,
         )
 
 
-def run_trace(request: Request, world: World, watcher: Watcher | None = None) -> Report:
-    """Trace until `count`, `timeout` or Ctrl-C, and report. Raises K8snetError for what the user can mend."""
+def run_trace(
+    request: Request,
+    world: World,
+    watcher: Watcher | None = None,
+    names: Names | None = None,
+    guardian: Guardian | None = None,
+) -> Report:
+    """Trace until `count`, `timeout` or Ctrl-C, and report. Raises K8snetError for what the user can mend.
+
+    `names`: those that the report is written with, by default the request's own; `guardian`: one that was started
+    already, before there were threads.
+    """
     watcher = watcher or Nobody()
-    run = _prepare(request, world)
+    run = _prepare(request, world, names or Fixed(request.inventory))
     run.sender = sender = _sender(request, run)  # raises for what cannot be sent, before anything is touched
-    notes: list[str] = []
+    notes: list[str] = [*request.client.notes, *request.server.notes]
     with ExitStack() as stack:
-        guardian = stack.enter_context(Guardian())
+        guardian = guardian or stack.enter_context(Guardian())
         if not request.read_only:
             guardian.start()  # before there are BPF maps and threads that a forked child would share
+        stack.enter_context(run.follow)
         stack.enter_context(run.witness)
         stack.enter_context(_uncollected())
         tracer = stack.enter_context(Tracer(_filter(request, world), tiers=request.tiers))
@@ -206,18 +254,17 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _prepare(request: Request, world: World) -> _Run:
+def _prepare(request: Request, world: World, names: Names) -> _Run:
     client_netns = client_netns_of(world, request)
-    # Ready or not: a terminating endpoint may be all there is, and one that is not ready may be so in a second.
-    backends = {e.ip for e in request.server.all_endpoints} | set(request.server.addresses)
-    pods = request.inventory.pod_by_ip
-    backend_netns = {a: n.inum for a in backends if (n := netns_of(world, a, pods.get(a))) is not None}
+    backend_netns = _backends(request, world)
     backend_netns |= {a: client_netns.inum for a in request.client.addresses if client_netns is not None}
     parties = set(backend_netns.values()) | ({client_netns.inum} if client_netns else set())
     return _Run(
         request=request,
         world=world,
-        names=_Names(),
+        kernel=_Symbols(),
+        names=names,
+        follow=Follower(world, names),
         client_netns=client_netns,
         backend_netns=backend_netns,
         surface=Surface(world.owners, frozenset(parties)),
@@ -226,6 +273,35 @@ def _prepare(request: Request, world: World) -> _Run:
         servers=frozenset(request.server.addresses) | {address for address, _ in request.server.backends},
         elsewhere=frozenset(world.netns) - _reachable(world, client_netns) if client_netns else frozenset(),
     )
+
+
+def _backends(request: Request, world: World) -> dict[Address, int]:
+    """The netns of the server's addresses that are here."""
+    # Ready or not: a terminating endpoint may be all there is, and one that is not ready may be so in a second.
+    backends = {e.ip for e in request.server.all_endpoints} | set(request.server.addresses)
+    pods = request.inventory.pod_by_ip
+    return {a: n.inum for a in backends if (n := netns_of(world, a, pods.get(a))) is not None}
+
+
+def _catch_up(run: _Run, world: World) -> None:
+    """Take over what has become of this machine: pods that came, and went."""
+    if world is run.world:
+        return
+    run.world = world
+    run.located.clear()
+    run.backend_netns |= {a: inum for a, inum in _backends(run.request, world).items() if inum not in world.gone}
+    run.surface = Surface(world.owners, run.surface.parties | frozenset(run.backend_netns.values()))
+    run.handed |= {inum: (run.handed.get(inum, (one, one))[0], one) for inum, one in world.former.items()}
+    if run.client_netns is not None:
+        run.elsewhere = frozenset(world.netns) - _reachable(world, run.client_netns)
+
+
+def _name_in_time(run: _Run, flows: Iterable[Flow]) -> None:
+    """Of netns whose number two pods had in turn: whose it was when the packets passed, or nobody's."""
+    passed: dict[int, list[int]] = {}
+    for event in (e for flow in flows for packet in flow.packets for e in packet.events if e.netns in run.handed):
+        passed.setdefault(event.netns, []).append(event.ktime_ns)
+    run.surface = replace(run.surface, owners=owners_at(run.world.owners, run.handed, passed))
 
 
 def _reachable(world: World, start: Netns) -> set[int]:
@@ -252,9 +328,9 @@ def netns_of(world: World, address: Address, pod: Pod | None = None) -> Netns | 
     """
     node = world.nodes.get(pod.node) if pod is not None and pod.node else None
 
-    def doubt(inum: int) -> tuple[bool, bool]:
+    def doubt(inum: int) -> tuple[bool, bool, bool]:
         peers = {peer.netns for i in world.inside.get(inum, ()) if (peer := world.peer(i)) is not None}
-        return node is not None and node not in peers, world.owner(inum).role is not Role.POD
+        return inum in world.gone, node is not None and node not in peers, world.owner(inum).role is not Role.POD
 
     found = sorted({i.netns for i in world.interfaces if any(a.ip == address for a in i.addresses)}, key=doubt)
     return world.netns.get(found[0]) if found else None
@@ -348,6 +424,7 @@ def _watch(run: _Run, tracer: Tracer, blame: Blame, sender: Sender | None, watch
             return
         if now - judged >= JUDGE_EVERY:
             judged = now
+            _catch_up(run, run.follow.world)
             connections = _settle(run, blame)
             watcher.counts(connections, run.answered, sum(tracer.lost().values()))
             if sender is not None and not sender.is_alive():
@@ -375,10 +452,13 @@ def _settle(run: _Run, blame: Blame) -> int:
     resolving = cache(partial(_is_resolving, run))
     still_open = []
     waiting = 0
+    unnamed = set()
     for flow in run.open:
         _locate(run, flow)
         ours = _is_asked_for(run, flow)
         case = Case(flow, around)
+        if ours and case.backend is not None:
+            unnamed.add(case.backend[0])
         if ours and _settled(case, now, run.request.wait) and not _still_asking(run, case, now, resolving):
             run.settled += 1
             run.answered += case.served
@@ -389,6 +469,7 @@ def _settle(run: _Run, blame: Blame) -> int:
                 run.insisted.add(id(flow))
                 blame.insist(flow.original.saddr, flow.original.sport)
     run.open = still_open
+    _want_names(run, unnamed)
     return run.settled + waiting
 
 
@@ -401,6 +482,14 @@ def _locate(run: _Run, flow: Flow) -> None:
     if address not in run.backend_netns and (found := netns_of(run.world, address)) is not None:
         run.backend_netns[address] = found.inum
         run.surface = replace(run.surface, parties=run.surface.parties | {found.inum})
+
+
+def _want_names(run: _Run, backends: Iterable[Address]) -> None:
+    """DNAT may choose a backend that was not there when the names were asked for."""
+    known = run.names.inventory
+    unknown = [a for a in backends if a not in known.pod_by_ip and a not in known.node_by_ip]
+    if unknown and not run.request.server.outside:
+        run.names.want(unknown)
 
 
 def _still_asking(run: _Run, case: Case, now_ns: int, resolving: Callable[[int], bool]) -> bool:
@@ -480,6 +569,8 @@ def _is_asked_for(run: _Run, flow: Flow) -> bool:
         return False
     if run.servers and original.daddr not in run.servers:
         return False
+    if run.request.server.outside and run.request.inventory.is_inside(original.daddr):
+        return False
     if run.sender is not None and original.sport not in run.sender.ports:
         return False
     if not any(p.direction is Direction.REQUEST and not p.is_icmp_error for p in flow.packets):
@@ -493,8 +584,12 @@ def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[st
 
     run.correlator.attach_rules(blame.steps)
     flows = _connections(run)
+    _want_names(run, {case.backend[0] for f in flows if (case := Case(f, run.surroundings())).backend is not None})
+    run.names.settle(NAMING)
+    _catch_up(run, run.follow.last())
     for flow in flows:
         _locate(run, flow)
+    _name_in_time(run, flows)
     last = (e for f in flows for p in f.packets for e in p.events if e is p.last or e.probe is ProbeId.KFREE_SKB)
     facts = blame.facts({(e.netns, e.ifname) for e in last if e.ifname})
     around = replace(
@@ -536,7 +631,7 @@ def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[st
         lost=lost,
         rule_naming=blame.how,
         chains=nat_chains,
-        notes=(*notes, *blame.notes, *_gone(run), *_said(sender)),
+        notes=(*notes, *blame.notes, *_gone(run), *_said(sender), *run.names.notes),
         silent=Case(silent, around) if silent else None,
     )
 
@@ -571,12 +666,21 @@ def _gone(run: _Run) -> list[str]:
     """Parties that went away while we looked."""
     gone = []
     for address, inum in run.backend_netns.items():
-        try:
-            os.close(opened(run.world.netns[inum]))
-        except OSError:
-            pod = run.request.inventory.pod_by_ip.get(address)
+        if not _is_there(run, inum):
+            pod = run.names.inventory.pod_by_ip.get(address)
             gone.append(f"{f'pod/{pod.key}' if pod else address} went away during the trace")
     return gone
+
+
+def _is_there(run: _Run, inum: int) -> bool:
+    """The netns can be entered, and is nobody else's by now."""
+    if inum in run.handed and run.world.owner(inum) != run.handed[inum][1].owner:
+        return False
+    try:
+        os.close(opened(run.world.netns[inum]))
+    except (KeyError, OSError):
+        return False
+    return True
 
 
 def _said(sender: Sender | None) -> list[str]:

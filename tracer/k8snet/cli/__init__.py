@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line, as `k8snet --help` prints it."""
-    from k8snet.cli import check, cleanup, lab, trace
+    from k8snet.cli import check, cleanup, completion, lab, trace
     from k8snet.cli import map as map_
 
     top = _Parser(
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"k8snet {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (trace, map_, check, lab, cleanup):
+    for command in (trace, map_, check, lab, cleanup, completion):
         command.register(commands)
     return top
 
@@ -74,7 +74,14 @@ def main() -> int:
 def execute(arguments: Sequence[str] | None = None) -> Exit:
     """Run one command. What the user can act on is printed here; everything else is a bug and is raised."""
     code = Exit.OK
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words[:1] == ["__complete"]:  # what a shell asks at each Tab: no command, and in no list of them
+            from k8snet.cli import completion
+
+            completion.answer(parser(), words[1:])
+            sys.stdout.flush()
+            return code
         try:
             args = parser().parse_args(arguments)
         except SystemExit:  # --help and --version, printed by argparse
@@ -84,7 +91,8 @@ def execute(arguments: Sequence[str] | None = None) -> Exit:
     except K8snetError as error:
         from k8snet.render.safe import inert
 
-        print(f"k8snet: {inert(error.problem)}\n  {inert(error.remedy)}", file=sys.stderr)
+        lines = (f"k8snet: {error.problem}", f"  {error.remedy}", *(f"  {line}" for line in error.more))
+        print("\n".join(inert(line) for line in lines), file=sys.stderr)
         return error.code
     except BrokenPipeError:
         _give_up_stdout()

@@ -7,15 +7,17 @@ import os
 import re
 import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from k8snet.cli import source
 from k8snet.errors import Exit, K8snetError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from k8snet.cluster.inventory import Inventory
     from k8snet.cluster.targets import Target
     from k8snet.report import Report
     from k8snet.trace import Request, Watcher
@@ -63,11 +65,11 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "blame and the fix. Ends on --count, --timeout or Ctrl-C with the report.",
         epilog="example: k8snet trace --from shop/cart --to svc/shop/payments:http --send 3",
     )
-    parser.add_argument("--from", dest="from_", required=True, metavar="A", help="client: [ns/][kind/]name or IP")
-    parser.add_argument("--to", required=True, metavar="B[:PORT]", help="server: pod, service or IP, with its port")
-    parser.add_argument("-n", "--namespace", metavar="NS", help="namespace of names that have none")
     parser.add_argument(
-        "--inventory", metavar="FILE", help="kubectl get pods,services,endpointslices,nodes -A -o json > FILE"
+        "--from", dest="from_", required=True, metavar="A", help="client: [ns/][kind/]name or IP address"
+    )
+    parser.add_argument(
+        "--to", required=True, metavar="B[:PORT]", help="server: [ns/][kind/]name, DNS name, IP address or external"
     )
     parser.add_argument("--protocol", choices=_PROTOCOLS, help="default: the service port's, else any")
     family = parser.add_mutually_exclusive_group()
@@ -97,6 +99,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--read-only", action="store_true", help="change nothing on the node; rules are then named by counters only"
     )
     parser.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
+    source.add_options(parser, "namespace of names that have none; default: the context's")
     parser.set_defaults(run=run)
 
 
@@ -104,35 +107,56 @@ def run(args: argparse.Namespace) -> Exit:
     """Trace, print the report, and say by the exit code how it went."""
     if os.geteuid() != 0:
         raise K8snetError("k8snet trace needs root", f"sudo k8snet {shlex.join(sys.argv[1:])}")
-    from k8snet.cluster.interfaces import look
-    from k8snet.trace import client_netns_of, run_trace
+    from k8snet.cluster import interfaces, names
+    from k8snet.cluster.inventory import Inventory
+    from k8snet.cluster.needs import Wish
+    from k8snet.kernel.guardian import Guardian
+    from k8snet.trace import client_netns_of, netns_of, run_trace
 
-    request = request_of(args)
+    parties = names.parse(args.from_), names.parse(args.to)
     try:
-        world = look(request.inventory)
+        survey = interfaces.survey()
     except PermissionError:
         raise K8snetError(
             "k8snet trace enters network namespaces, and may not: it has no CAP_SYS_ADMIN",
             "run it as root of the host, outside of an unprivileged container",
         ) from None
-    locate(request, client_netns_of(world, request) is not None, args)
-    with _watcher(args, request) as watcher:
-        report = run_trace(request, world, watcher)
+    wish = Wish(*parties, here=survey.addresses, hostname=survey.hostname)
+    local = survey.named(Inventory()).pods
+    with ExitStack() as stack:
+        guardian = stack.enter_context(Guardian())
+        if not args.read_only:
+            guardian.start()  # a fork: before there are threads that ask the API
+        nameless = all(party.address or party.external for party in parties)
+        known = stack.enter_context(source.opened(args, wish, local, needed=not nameless))
+        request = request_of(args, known)
+        world = survey.named(request.inventory)
+        client = names.taken_here(request.client, lambda pod: netns_of(world, pod.ips[0], pod) is not None)
+        request = replace(request, client=client)
+        locate(request, client_netns_of(world, request) is not None, args)
+        known.tell()
+        if known.cluster is not None:
+            known.cluster.watch()
+        with _watcher(args, request) as watcher:
+            report = run_trace(request, world, watcher, known.names, guardian)
     print_report(report, args.output)
     return exit_code(report)
 
 
-def request_of(args: argparse.Namespace) -> Request:
+def request_of(args: argparse.Namespace, known: source.Source) -> Request:
     """The names and numbers of the command line, resolved and checked against each other."""
     from k8snet.cluster import names
-    from k8snet.cluster.file import load
-    from k8snet.cluster.inventory import Inventory
     from k8snet.trace import Request
 
-    inventory = load(args.inventory) if args.inventory else Inventory()
-    client = names.resolve_from(args.from_, inventory, args.namespace)
     asked = args.protocol.upper() if args.protocol in ("tcp", "udp", "sctp") else None
-    server = names.resolve_to(args.to, inventory, args.namespace, asked)
+
+    def targets(inventory: Inventory) -> tuple[Target, Target]:
+        return (
+            names.resolve_from(args.from_, inventory, known.namespace),
+            names.resolve_to(args.to, inventory, known.namespace, asked),
+        )
+
+    client, server = known.resolved(targets)
     client, server = _reachable(client), _reachable(server)
     if args.family:
         client, server = _only(client, args.family), _only(server, args.family)
@@ -153,12 +177,14 @@ def request_of(args: argparse.Namespace) -> Request:
             "--size says how much to send" + (", and --dns says what" if args.dns else ", and nothing is to be sent"),
             "leave out --dns" if args.dns else "add --send 1",
         )
+    if server.outside and args.send:
+        raise K8snetError("--send needs an address, and 'external' is any", "name one outside: --to 192.0.2.1:443")
     if protocol is None and args.send:
         protocol = "tcp" if server.port else "icmp"
     return Request(
         client=client,
         server=server,
-        inventory=inventory,
+        inventory=known.names.inventory,
         protocol=protocol,
         count=args.count,
         timeout=args.timeout,

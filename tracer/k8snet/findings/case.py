@@ -189,7 +189,7 @@ class Case:
     @cached_property
     def service(self) -> Service | None:
         """The Service whose address the client used."""
-        return self.around.inventory.service_by_ip.get(self.flow.original.daddr)
+        return self.around.inventory.service_at(self.flow.original.daddr, self.flow.original.dport)
 
     @cached_property
     def service_port(self) -> ServicePort | None:

@@ -104,7 +104,7 @@ def _draining(service: Service) -> Service:
     return replace(service, ports=tuple(map(leaving, service.ports)))
 
 
-SERVICES: Final = (
+_SERVICES: Final = (
     _service(
         "kube-system/kube-dns",
         "10.96.0.10",
@@ -129,6 +129,17 @@ SERVICES: Final = (
     _service("kube-system/names", "10.96.0.11", ("kube-system/dns", "shop/web-2"), ("dns", "UDP", 53, "53")),
     _service("kube-system/slow-names", "10.96.0.12", ("kube-system/dns", "shop/web-2"), ("dns", "UDP", 53, "5300")),
 )
+
+
+def _selector(service: Service, pods: tuple[Pod, ...]) -> dict[str, str]:
+    """A label that the pods behind `service` have, and no other pod."""
+    backends = {e.pod for port in service.ports for e in port.endpoints}
+    labels = [label for pod in pods for label in pod.labels]
+    fitting = [x for x in labels if {pod.key for pod in pods if x in pod.labels} == backends]
+    return dict(fitting[:1] or [("app", service.name)])
+
+
+SERVICES: Final = tuple(replace(s, selector=tuple(_selector(s, PODS).items())) for s in _SERVICES)
 
 NODES: Final = (
     Node("node-1", _both(NODE_1), ("10.244.1.0/24", "fd00:10:244:1::/64")),
@@ -207,20 +218,12 @@ def _service_object(service: Service, inventory: Inventory) -> Object:
                 }
                 for port in service.ports
             ],
-            "selector": _selector(service, inventory),
+            "selector": dict(service.selector) or _selector(service, inventory.pods),
             "sessionAffinity": "None",
             "type": service.type,
         },
         "status": {"loadBalancer": {}},
     }
-
-
-def _selector(service: Service, inventory: Inventory) -> dict[str, str]:
-    """A label that the pods behind `service` have, and no other pod."""
-    backends = {e.pod for port in service.ports for e in port.endpoints}
-    labels = [label for pod in inventory.pods for label in pod.labels]
-    fitting = [x for x in labels if {pod.key for pod in inventory.pods if x in pod.labels} == backends]
-    return dict(fitting[:1] or [("app", service.name)])
 
 
 def _slice_object(service: Service, ip: IPv4Address | IPv6Address, inventory: Inventory) -> Object:

@@ -129,6 +129,12 @@ class Node:
                     found[int(entry.name)] = (entry / "comm").read_text().strip()
         return found
 
+    def end(self) -> None:
+        """Kill what a test that failed has left running."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def leftovers(self) -> list[str]:
         """What is there that should have gone."""
         found = [f"process {pid} {name}" for pid, name in self.processes().items()]
@@ -204,7 +210,9 @@ def node(machine: Node) -> Iterator[Node]:
     """The node: whatever a test does to it, nothing of it is there afterwards."""
     machine.places = ()
     yield machine
-    assert machine.clean(), machine.leftovers()
+    clean, left = machine.clean(), machine.leftovers()
+    machine.end()  # or each of the following tests would fail for this one's fault
+    assert clean, left
 
 
 @pytest.fixture(scope="module")

@@ -669,7 +669,7 @@ def _gone(run: _Run) -> list[str]:
         if not _is_there(run, inum):
             pod = run.names.inventory.pod_by_ip.get(address)
             gone.append(f"{f'pod/{pod.key}' if pod else address} went away during the trace")
-    return gone
+    return list(dict.fromkeys(gone))  # a pod has an address of each family
 
 
 def _is_there(run: _Run, inum: int) -> bool:

@@ -303,7 +303,9 @@ def test_a_netns_that_only_a_process_holds_comes_and_goes_with_it(machine: Machi
 def test_from_a_container_the_nodes_pinned_netns_are_seen(machine: Machine) -> None:
     code = "from k8snet.kernel.netns import opened, scan; [print(n.inum) for n in scan().values() if opened(n)]"
     script = 'mount -t tmpfs none /run && exec "$0" -c "$1"'
-    words = ["unshare", "--mount", "sh", "-c", script, sys.executable, code]
+    # In a pid namespace of its own, because a machine's pid 1 need not let itself be looked at.
+    node = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
+    words = [*node, 'unshare --mount sh -c "$1" "$2" "$3"; exit "$?"', "sh", script, sys.executable, code]
     ran = subprocess.run(words, capture_output=True, text=True, check=True)
     assert str(machine.inum("plain")) in ran.stdout.split()
 

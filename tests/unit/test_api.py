@@ -239,12 +239,12 @@ def test_what_does_not_matter_makes_no_new_inventory(server: ApiServer, tmp_path
 def test_reading_the_names_waits_for_nothing(server: ApiServer, tmp_path: Path) -> None:
     with cluster(server, tmp_path) as names:
         loaded(names, server)
-        server.fault(asks(), math.inf, delay=0.5)
+        server.fault(asks(), math.inf, delay=3.0)
         names.want([ip_address("10.1.9.9")])
         began = time.monotonic()
         for _ in range(1000):
             assert names.inventory.pods
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 2.0
 
 
 def test_nothing_is_left_running(server: ApiServer, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_nothing_is_left_running(server: ApiServer, tmp_path: Path) -> None:
     with cluster(server, tmp_path) as names:
         loaded(names, server)
         began = time.monotonic()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0  # and not the minutes that a watch lasts
     until(lambda: not server.watching())
     until(lambda: threading.active_count() <= before + 1)  # the server's own
 
@@ -522,7 +522,7 @@ def test_the_first_answer_of_a_dead_server_comes_at_once(server: ApiServer, tmp_
     with server.refusing(), cluster(server, tmp_path) as names:
         began = time.monotonic()
         names.load()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.5
         assert "refuses connections" in failure(names)
 
 
@@ -551,7 +551,7 @@ def test_a_slow_server_is_waited_for_no_longer_than_was_allowed(server: ApiServe
     with Cluster(api(server, tmp_path, timeout=0.6), WISH) as names:
         began = time.monotonic()
         names.load()
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 2.8
         assert "has not answered within 0.6s" in failure(names)
         assert names.inventory == Inventory()
 

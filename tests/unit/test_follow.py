@@ -9,9 +9,9 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from k8snet.cluster.cgroups import Member
-from k8snet.cluster.follow import KEPT, UNNOTICED, owners_at, succeeded
+from k8snet.cluster.follow import UNNOTICED, owners_at, succeeded
 from k8snet.cluster.interfaces import Former, Owner, Role, Seen, World, world
-from k8snet.cluster.inventory import Inventory, Pod
+from k8snet.cluster.inventory import KEPT, Inventory, Pod
 from k8snet.kernel.netns import Netns
 from k8snet.kernel.rtnetlink import InterfaceAddress, Link
 

@@ -584,7 +584,8 @@ def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[st
 
     run.correlator.attach_rules(blame.steps)
     flows = _connections(run)
-    _want_names(run, {case.backend[0] for f in flows if (case := Case(f, run.surroundings())).backend is not None})
+    known = run.surroundings()
+    _want_names(run, {case.backend[0] for f in flows if (case := Case(f, known)).backend is not None})
     run.names.settle(NAMING)
     _catch_up(run, run.follow.last())
     for flow in flows:

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from k8snet.cluster.interfaces import Former, Interface, Owner, Role, World, in_use, read, translated, world
-from k8snet.cluster.inventory import Inventory
+from k8snet.cluster.inventory import KEPT, Inventory
 from k8snet.cluster.runtimes import Claim
 from k8snet.kernel import netns as kernel_netns
 from k8snet.kernel.netns import Netns
 from k8snet.kernel.rtnetlink import Changes
 
-KEPT: Final = 60.0  # seconds that a pod keeps its name after its end: its last packets are still under way
 TOGETHER: Final = 0.05  # seconds; a CNI makes several changes for each pod
 UNNOTICED: Final = 1.0  # seconds; a guess: so late may it be seen that a netns's number is another pod's
 TICK: Final = 0.2  # seconds between looks at the Inventory

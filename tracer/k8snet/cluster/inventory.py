@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Literal
+from typing import Final, Literal
 
 from k8snet.event import Address
+
+# Seconds that a pod keeps its name after its end: its last packets are still under way.
+KEPT: Final = 60.0
 
 Protocol = Literal["TCP", "UDP", "SCTP"]
 Labels = tuple[tuple[str, str], ...]

@@ -7,6 +7,7 @@ lists what was meant perhaps. What it lists has been looked up the same way, and
 from __future__ import annotations
 
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -75,7 +76,7 @@ def listed(words: Iterable[str]) -> str:
     return ", ".join(found[:_SHOWN]) + more
 
 
-class Lookup:
+class Lookup(ABC):
     """One name, looked up in one inventory: what client and server have in common."""
 
     def __init__(
@@ -111,17 +112,17 @@ class Lookup:
 
     # What differs between client and server.
 
+    @abstractmethod
     def at(self, address: Address) -> Target:
         """An address."""
-        raise NotImplementedError
 
+    @abstractmethod
     def external(self) -> Target:
         """Whatever is outside of the cluster."""
-        raise NotImplementedError
 
+    @abstractmethod
     def meant(self, thing: Thing) -> Target:
         """What an object stands for."""
-        raise NotImplementedError
 
     # What they share.
 

@@ -265,7 +265,7 @@ def _at(name: Name, known: Inventory) -> list[Service]:
 
 def _on_port(name: Name, known: Inventory) -> list[Service]:
     """The services with this node port."""
-    number = int(name.port) if name.port and name.port.isdigit() else 0
+    number = name.number
     return [s for s in known.services if number and any(port.node_port == number for port in s.ports)]
 
 

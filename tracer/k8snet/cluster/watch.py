@@ -19,13 +19,12 @@ from itertools import count
 from typing import Any, Final
 
 from k8snet.cluster.api import TO_ADD, Api, ApiError, DeniedError, Query, Watch, clock, patience, rule
-from k8snet.cluster.inventory import Inventory, Pod
+from k8snet.cluster.inventory import KEPT, Inventory, Pod
 from k8snet.cluster.needs import Wish, is_lookup, needed
 from k8snet.cluster.objects import Value, joined, value_of
 from k8snet.errors import K8snetError
 from k8snet.event import Address
 
-KEPT: Final = 60.0  # seconds that a pod keeps its name after its end
 TOGETHER: Final = 0.1  # seconds; a rollout changes many objects at once
 STEADY: Final = 1.0  # seconds; a watch that lives so long shows a server that is well
 _MOST: Final = 1000  # a guess: objects that are listed to find out what a name was meant to be

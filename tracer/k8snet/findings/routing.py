@@ -118,17 +118,22 @@ def route_blackhole(case: Case) -> Match | None:
             direction=death.direction,
             also=_BLOCK_ROUTES,
         )
-    arrival, route = _way_back(case)
-    if arrival is None or route.type not in REFUSALS:
+    refused = _way_back(case)
+    if refused is None or refused[2].type not in REFUSALS:
         return None
-    where, target = words.at(case, arrival), _asker(case, arrival)
+    arrival, target, route = refused
+    where = words.at(case, arrival)
     whose = words.owner(case, where)
     return Match(
         title=f"NO REPLY from {whose}: its route back to {target} is {_a(route)}",
         where=where,
         why=f"The request arrived. What {whose} sends back to {target} is refused by its own routing table, before "
         "there is a packet.",
-        evidence=(words.seen(case, arrival), f"route back: {route}", *_counted(case, arrival.netns, target)),
+        evidence=(
+            words.seen(case, arrival),
+            f"route back: {route}",
+            *_counted(case, arrival.netns, _NO_ROUTE_COUNTERS[target.version][1]),
+        ),
         fix=_mend_blackhole(case, arrival.netns, target, route),
         direction=Direction.REPLY,
     )
@@ -189,8 +194,7 @@ def no_route(case: Case) -> Match | None:
         target = _target(case, event)
         where = words.place(case, death)
         whose = words.owner(case, where)
-        rises = case.around.rises.get(event.netns, {})
-        counted = [f"{n} rose by {rises[n]}" for n in _NO_ROUTE_COUNTERS[target.version] if rises.get(n)]
+        counted = _counted(case, event.netns, *_NO_ROUTE_COUNTERS[target.version])
         lookup = () if route is None else (f"route to {target}: {route}",)
         return Match(
             title=f"{words.ended(case, death)} on {whose}: no route to {words.name(case, target)}",
@@ -201,17 +205,22 @@ def no_route(case: Case) -> Match | None:
             direction=death.direction,
             also=(_POLICY_ROUTING,),
         )
-    arrival, route = _way_back(case)
-    if arrival is None or route.error != errno.ENETUNREACH:
+    refused = _way_back(case)
+    if refused is None or refused[2].error != errno.ENETUNREACH:
         return None
-    where, target = words.at(case, arrival), _asker(case, arrival)
+    arrival, target, route = refused
+    where = words.at(case, arrival)
     whose = words.owner(case, where)
     return Match(
         title=f"NO REPLY from {whose}: no route back to {words.name(case, target)}",
         where=where,
         why=f"The request arrived. The routing of {whose} knows no way to {target}, not even a default route, so no "
         "answer could be made.",
-        evidence=(words.seen(case, arrival), f"route to {target}: {route}", *_counted(case, arrival.netns, target)),
+        evidence=(
+            words.seen(case, arrival),
+            f"route to {target}: {route}",
+            *_counted(case, arrival.netns, _NO_ROUTE_COUNTERS[target.version][1]),
+        ),
         fix=_mend_route(case, arrival.netns, target),
         direction=Direction.REPLY,
         also=(_POLICY_ROUTING,),
@@ -221,27 +230,23 @@ def no_route(case: Case) -> Match | None:
 _POLICY_ROUTING: Final = "a rule of policy routing (ip rule) refuses it, or sends it to a table that lacks the route"
 
 
-def _way_back(case: Case) -> tuple[Event | None, Route]:
-    """Where the request arrived and nothing came back from: that arrival, and a route to the client that refuses."""
+def _way_back(case: Case) -> tuple[Event, Address, Route] | None:
+    """Where the request arrived and nothing came back from: that arrival, its sender, a route there that refuses."""
     request = next(reversed(case.flow.requests), None)
     if case.answered or case.flow.replies or case.flow.icmp_errors or request is None or words.fatal(case):
-        return None, Route()
+        return None
     last = request.last
     if last.probe is not ProbeId.NETIF_RECEIVE_SKB or last.packet is None or last.outer is not None:
-        return None, Route()
+        return None
     here, back = case.route_to(last.netns, last.packet.daddr), case.route_back(last)
     if here is None or here.type != "local" or back is None or not back.error:
-        return None, Route()
-    return last, back
+        return None
+    return last, last.packet.saddr, back
 
 
-def _asker(case: Case, event: Event) -> Address:
-    return event.packet.saddr if event.packet is not None else case.flow.original.saddr
-
-
-def _counted(case: Case, netns: int, target: Address) -> tuple[str, ...]:
-    rises, counter = case.around.rises.get(netns, {}), _NO_ROUTE_COUNTERS[target.version][1]
-    return (f"{counter} rose by {rises[counter]}",) if rises.get(counter) else ()
+def _counted(case: Case, netns: int, *counters: str) -> tuple[str, ...]:
+    rises = case.around.rises.get(netns, {})
+    return tuple(f"{counter} rose by {rises[counter]}" for counter in counters if rises.get(counter))
 
 
 def _client_without_route(case: Case) -> Match | None:
@@ -249,10 +254,9 @@ def _client_without_route(case: Case) -> Match | None:
     route = case.route_to(netns, target) if netns is not None else None
     if netns is None or route is None or route.error != errno.ENETUNREACH:
         return None
-    rises = case.around.rises.get(netns, {})
-    counter = _NO_ROUTE_COUNTERS[target.version][1]
+    counted = _counted(case, netns, _NO_ROUTE_COUNTERS[target.version][1])
     told = errno.ENETUNREACH in case.around.send_errors
-    if not told and not rises.get(counter):
+    if not told and not counted:
         return None
     where = _own_place(case, netns)
     whose = words.owner(case, where)
@@ -264,7 +268,7 @@ def _client_without_route(case: Case) -> Match | None:
         evidence=(
             *((_socket_error(case, errno.ENETUNREACH),) if told else ()),
             f"route to {target}: {route}",
-            *((f"{counter} rose by {rises[counter]}",) if rises.get(counter) else ()),
+            *counted,
         ),
         fix=_mend_route(case, netns, target),
         direction=Direction.REQUEST,

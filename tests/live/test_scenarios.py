@@ -137,6 +137,8 @@ def is_healthy(lab: Lab, scenario: Scenario, report: Report, tell: Tell) -> None
     assert not report.lost, told(report)
     for path in report.paths:
         assert path.ended == "delivered", told(report)
+    assert report.expected is not None, told(report)
+    assert report.expected.difference is None, told(report)
     if report.flow.server.service:
         steps = {path.direction: [h.nat for h in path.hops if h.nat] for path in report.paths}
         assert any("DNAT to" in step for step in steps["request"]), told(report)

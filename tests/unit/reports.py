@@ -11,7 +11,21 @@ from ipaddress import ip_address
 from typing import Final
 
 from k8snet.event import FiveTuple
-from k8snet.report import Finding, FlowView, Hop, Party, Path, Place, Report, Severity, Verdict
+from k8snet.report import (
+    Difference,
+    Expected,
+    Finding,
+    FlowView,
+    Hop,
+    Party,
+    Path,
+    Place,
+    Report,
+    Severity,
+    Step,
+    Verdict,
+    Way,
+)
 
 TCP, UDP, ICMP = socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP
 
@@ -677,11 +691,66 @@ def pod_output_drop() -> Report:
     )
 
 
+def step(netns: int, direction: str, device: str | None = None, why: str = "", **more: object) -> Step:
+    """A place where a packet should come by, in the netns of one of the parties."""
+    node, pod = NAMES[netns]
+    return Step(netns, node, pod, device, direction, why=why, **more)  # type: ignore[arg-type]  # by field name
+
+
+def expected_path() -> Expected:
+    """What the way to shop/payments should be, on a bridge, with a veth that is down."""
+    asked, backend = {"address": "10.96.0.80:80"}, {"address": "10.244.1.11:8080"}
+    behind = "10.244.1.11 is behind this port of cni0"
+    down = {"problem": "veth91c0 is down"}
+    dnat, undone = {"nat": "DNAT to 10.244.1.11:8080"}, {"nat": "DNAT undone: from 10.96.0.80:80"}
+    there = (
+        step(CART, "out", "eth0", "route default via 10.244.1.1 dev eth0", **asked),
+        step(NODE, "in", "veth3f2a", "the other end of eth0", **asked),
+        step(NODE, "prerouting", None, "an endpoint of svc/shop/payments", **backend, **dnat),
+        step(NODE, "out", "cni0", "route 10.244.1.0/24 dev cni0", **backend, sure=False),
+        step(NODE, "out", "veth91c0", behind, **backend, **down),
+        step(PAYMENTS, "in", "eth0", "the other end of veth91c0", **backend),
+        step(PAYMENTS, "input", None, "a socket on port 8080", **backend),
+    )
+    back = (
+        step(PAYMENTS, "out", "eth0", "route 10.244.1.0/24 dev eth0", **backend),
+        step(NODE, "in", "veth91c0", "the other end of eth0", **backend, **down),
+        step(NODE, "postrouting", None, "where it was translated", **asked, **undone),
+        step(NODE, "out", "veth3f2a", "cni0 joins it with veth91c0", **asked),
+        step(CART, "in", "eth0", "the other end of veth3f2a", **asked),
+        step(CART, "input", None, "the client's socket", **asked),
+    )
+    return Expected("served", "shop/payments", 1, (Way(BACKEND, there, back),))
+
+
+def last_seen() -> Report:
+    """The SYN comes to the node, and what became of it there nobody saw."""
+    found = expected_path()
+    finding = fail(
+        "LAST_SEEN",
+        "NO ANSWER: the request was last seen on node-1 at veth3f2a",
+        Place(NODE, "node-1", device="veth3f2a"),
+        "What happened after that could not be observed. This is not a statement that nothing was dropped.",
+        fix=("k8snet check",),
+    )
+    seen = failed(
+        Verdict.NO_REPLY,
+        replace(finding, severity=Severity.UNKNOWN),
+        request((*SYN_TO_NODE, DNAT), ended="last seen"),
+    )
+    return replace(
+        seen,
+        expected=replace(
+            found, difference=Difference("request", found.ways[0].request[4], "nothing more was seen of it")
+        ),
+    )
+
+
 ALL: Final = {
     made.__name__: made
     for made in (
         forward_policy_drop, rule_reject, no_endpoints, dnat_miss, not_listening, pod_firewall_drop, udp_no_reply,
         rp_filter, ip_forward_off, hairpin_off, healthy_tcp, healthy_dns, nothing_seen, lost_events, ipv6,
-        hostile_names, several_findings, pod_output_drop,
+        hostile_names, several_findings, pod_output_drop, last_seen,
     )
 }  # fmt: skip

@@ -14,8 +14,17 @@ from jsonschema import Draft202012Validator
 
 from k8snet import report as model
 from k8snet.event import FiveTuple
-from k8snet.render.document import HopLines, document, dumps
-from unit.reports import ALL, SYN_TO_POD, forward_policy_drop, hostile_names, rp_filter
+from k8snet.render.document import HopLines, document, dumps, dumps_expected
+from unit.reports import (
+    ALL,
+    SERVICE,
+    SYN_TO_POD,
+    expected_path,
+    forward_policy_drop,
+    hostile_names,
+    last_seen,
+    rp_filter,
+)
 
 SCHEMA: Final[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "docs/schema/trace-report.schema.json").read_text("utf-8")
@@ -28,7 +37,17 @@ OBJECTS: Final[dict[str, tuple[str, ...]]] = {
     "FiveTuple": FiveTuple._fields,
     **{
         kind.__name__: tuple(f.name for f in fields(kind))
-        for kind in (model.Party, model.Hop, model.Path, model.Place, model.FlowView)
+        for kind in (
+            model.Party,
+            model.Hop,
+            model.Path,
+            model.Place,
+            model.FlowView,
+            model.Expected,
+            model.Way,
+            model.Step,
+            model.Difference,
+        )
     },
 }
 
@@ -122,6 +141,20 @@ def test_each_hop_is_one_valid_line_as_it_comes() -> None:
     for line in lines:
         Draft202012Validator(HOP_SCHEMA).validate(line)
         assert (line["kind"], line["direction"], line["packet"]) == ("TraceHop", "request", "SYN")
+
+
+def test_what_the_path_should_be_is_a_document_of_its_own() -> None:
+    made = json.loads(dumps_expected(SERVICE, expected_path()))
+    Draft202012Validator({"$ref": "#/$defs/ExpectedPath", "$defs": SCHEMA["$defs"]}).validate(made)
+    assert made["kind"] == "ExpectedPath"
+    assert [step["device"] for step in made["expected"]["ways"][0]["request"]][3:5] == ["cni0", "veth91c0"]
+    assert "\n" not in dumps_expected(SERVICE, expected_path(), one_line=True)
+
+
+def test_a_difference_is_in_the_document_of_the_report() -> None:
+    made = document(last_seen())["expected"]["difference"]
+    assert (made["step"]["device"], made["instead"]) == ("veth91c0", "nothing more was seen of it")
+    assert document(rp_filter())["expected"] is None
 
 
 def test_the_report_fits_on_the_last_line() -> None:

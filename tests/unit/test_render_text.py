@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from k8snet.render.cells import cells, cut, wrap
 from k8snet.render.safe import inert
-from k8snet.render.text import render, show, styled
+from k8snet.render.text import expected_lines, plain, render, show, styled
 from k8snet.report import Finding, Hop, Place, Report, Severity, Verdict
 from k8snet.report import Path as Way
 from unit.reports import (
@@ -26,11 +26,13 @@ from unit.reports import (
     ANSWER,
     CLIENT,
     SERVICE,
+    expected_path,
     forward_policy_drop,
     healthy_tcp,
     hop,
     hostile_names,
     ipv6,
+    last_seen,
     lost_events,
     no_endpoints,
     nothing_seen,
@@ -66,6 +68,39 @@ def test_wide_shows_netns_and_each_header() -> None:
         golden.parent.mkdir(parents=True, exist_ok=True)
         golden.write_text(text, "utf-8")
     assert text == golden.read_text("utf-8")
+
+
+def test_wide_lays_the_way_over_what_it_should_be() -> None:
+    text = render(last_seen(), 110, wide=True)
+    golden = GOLDEN / "wide" / "last_seen.txt"
+    if os.environ.get("K8SNET_UPDATE_GOLDEN"):
+        golden.write_text(text, "utf-8")
+    assert text == golden.read_text("utf-8")
+
+
+def test_what_the_path_should_be_is_told_without_a_packet() -> None:
+    text = plain(expected_lines(SERVICE, expected_path()))
+    golden = GOLDEN / "expected" / "service.txt"
+    if os.environ.get("K8SNET_UPDATE_GOLDEN"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text, "utf-8")
+    assert text == golden.read_text("utf-8")
+
+
+def test_of_many_ways_the_first_are_drawn_and_wide_draws_all() -> None:
+    found = expected_path()
+    many = replace(found, endpoints=5, ways=found.ways * 5)
+    text = plain(expected_lines(SERVICE, many))
+    assert text.count("expected request") == 3
+    assert "2 more ways: -o wide shows them" in text
+    assert "kube-proxy chooses one of 5 endpoints" in text
+    assert plain(expected_lines(SERVICE, many, wide=True)).count("expected request") == 5
+
+
+@WIDTHS
+def test_what_it_should_be_fits_the_terminal(width: int) -> None:
+    for line in plain(expected_lines(SERVICE, expected_path(), width)).splitlines():
+        assert cells(line) <= width
 
 
 def test_no_golden_text_is_left_over() -> None:

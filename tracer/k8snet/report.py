@@ -125,6 +125,55 @@ class FlowView:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One place where a packet should come by, known before there is one."""
+
+    netns: int
+    node: str | None
+    pod: str | None
+    device: str | None
+    direction: (
+        str  # "in", "out", a netfilter hook's name, "route" where there is none, "refused" or "dropped" at the end
+    )
+    address: str | None = None  # the server's end of the header there: with the Service's address, or the backend's
+    nat: str | None = None  # "DNAT to 10.244.1.11:8080": what is rewritten here
+    why: str = ""  # what says so: the route, the bridge's port, the Service's endpoints
+    problem: str | None = None  # what the node's state has against it: "vethweb-1 is down"
+    sure: bool = True  # False: it may come by here, or not
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The way to one backend and back, as far as it is known."""
+
+    backend: Party | None  # None: nobody is to get it
+    request: tuple[Step, ...] = ()
+    reply: tuple[Step, ...] = ()
+    unknown: tuple[str, ...] = ()  # what is not known of it, and why
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first place where a real packet did not do what was expected of it."""
+
+    direction: str  # "request" or "reply"
+    step: Step  # what should have come next
+    instead: str  # what came, in words
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the path should be, by the objects and the node's state before the first packet."""
+
+    fate: str  # "direct", "served", "rejected" or "dropped" (by kube-proxy), "unknown"
+    service: str | None = None  # namespace/name
+    endpoints: int = 0  # so many to choose from
+    ways: tuple[Way, ...] = ()  # to each endpoint; in a report on packets: to the one that they went to
+    difference: Difference | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A flow, its path and its findings."""
 
@@ -137,3 +186,4 @@ class Report:
     lost: dict[str, int] = field(default_factory=dict)  # events not seen, by probe
     rule_naming: str = "off"  # "nftrace", "nflog", "counters", "off", or why it could not be had
     notes: tuple[str, ...] = ()  # what the reader should know of the trace itself ("attached late", "read-only")
+    expected: Expected | None = None  # None: nothing could be said beforehand

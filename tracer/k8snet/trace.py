@@ -1,8 +1,9 @@
 """One trace, from names to a Report: the only module where the pipeline's stages meet.
 
 source (ring buffer, rule messages) → decode → correlate → diagnose → summarise. The kernel is asked at the near end
-(`k8snet.kernel`), the reader is told at the far end (a `Watcher`); in between are values. What is changed on the node
-while it runs (a table of our own that marks packets for rule tracing) is the business of `RuleTrace` and its guardian.
+(`k8snet.kernel`), the reader is told at the far end (a `Watcher`); in between are values. `observe` is the half that
+touches the kernel, `k8snet.judge` the one that does not. What is changed on the node while it runs (a table of our own
+that marks packets for rule tracing) is the business of `RuleTrace` and its guardian.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from k8snet.cluster.interfaces import Former, Role, World
 from k8snet.cluster.inventory import Inventory, Pod
 from k8snet.cluster.targets import Target
 from k8snet.errors import K8snetError
-from k8snet.event import Address, BadRecordError, Event, FiveTuple, ProbeId
-from k8snet.findings.case import Case, Surroundings, Wire
+from k8snet.event import Address, BadRecordError, Event, ProbeId
+from k8snet.findings.case import Case, Surroundings, Wire, every_question
 from k8snet.flow.correlate import Correlator
-from k8snet.flow.model import AT_DEVICE, Direction, Flow, Packet
+from k8snet.flow.model import AT_DEVICE, Flow, Packet
+from k8snet.judge import NUMBERS, Observation, is_asked_for, judge, servers_of, silent_flow
 from k8snet.kernel.conntrack import Witness
 from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.loader import Filter, ProbeStatus, Tracer
 from k8snet.kernel.netns import Netns, opened
+from k8snet.kernel.ruletrace import RuleStep
 from k8snet.kernel.symbols import Symbols
 from k8snet.path import Surface, hops
 from k8snet.probes import ESSENTIAL
-from k8snet.report import FlowView, Hop, Party, Report
+from k8snet.report import Expected, Hop, Report
 from k8snet.send import Sender, Traffic
-from k8snet.summary import PROTOCOLS, summarise
 
 if TYPE_CHECKING:
     from k8snet.kernel.blame import Blame
@@ -49,12 +51,6 @@ QUIET_NS: Final = 300_000_000
 LINGER: Final = 0.05  # seconds, for the last events of the last packet
 RESOLVING: Final = 3.5  # seconds: the kernel asks for a next hop three times, a second apart, and then gives it up
 NAMING: Final = 1.0  # seconds; a guess: so long may the last names be in coming
-NUMBERS: Final = {
-    "tcp": socket.IPPROTO_TCP,
-    "udp": socket.IPPROTO_UDP,
-    "sctp": socket.IPPROTO_SCTP,
-    "icmp": socket.IPPROTO_ICMP,
-}
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,23 @@ class Nobody:
         """Nothing."""
 
 
-class _Symbols:
+class Listener(Protocol):
+    """Who takes down all that a trace sees, for somebody else to judge (`k8snet.agent`)."""
+
+    def begun(self, world: World, client_netns: int | None, backend_netns: Mapping[Address, int]) -> None:
+        """All probes are attached."""
+
+    def saw(self, event: Event, record: bytes) -> None:
+        """An event, and the record that it was."""
+
+    def moment(self, world: World, steps: Sequence[RuleStep]) -> None:
+        """Some time has passed: this machine as it is now, and all rules that were traced up to now."""
+
+    def ended(self) -> bool:
+        """It is enough."""
+
+
+class KernelNames:
     """The running kernel's names as the findings want them: plain text, empty where there is none."""
 
     def __init__(self) -> None:
@@ -160,7 +172,7 @@ class _Run:
 
     request: Request
     world: World
-    kernel: _Symbols
+    kernel: KernelNames
     names: Names
     follow: Follower
     client_netns: Netns | None
@@ -172,7 +184,8 @@ class _Run:
     elsewhere: frozenset[int]  # netns that the client cannot reach: other networks that use the same addresses
     handed: dict[int, tuple[Former, Former]] = field(default_factory=dict)  # netns: its first and last former owner
     sender: Sender | None = None
-    pending: list[Event] = field(default_factory=list)
+    listener: Listener | None = None
+    pending: list[tuple[Event, bytes]] = field(default_factory=list)
     taken: int = 0  # so many of the correlator's flows are in `open`, or have been
     open: list[Flow] = field(default_factory=list)  # looked at again and again; of ten thousand flows these are few
     insisted: set[int] = field(default_factory=set)  # id(flow): its next packet is traced whatever else goes on
@@ -180,6 +193,7 @@ class _Run:
     settled: int = 0  # connections that have come to their end ...
     answered: int = 0  # ... and well
     bad_records: int = 0
+    expected: Expected | None = None
 
     def surroundings(self) -> Surroundings:
         return Surroundings(
@@ -203,9 +217,22 @@ def run_trace(
     `names`: those that the report is written with, by default the request's own; `guardian`: one that was started
     already, before there were threads.
     """
-    watcher = watcher or Nobody()
-    run = _prepare(request, world, names or Fixed(request.inventory))
+    return judge(observe(request, world, watcher or Nobody(), names or Fixed(request.inventory), guardian))
+
+
+def observe(
+    request: Request,
+    world: World,
+    watcher: Watcher,
+    names: Names,
+    guardian: Guardian | None = None,
+    listener: Listener | None = None,
+) -> Observation:
+    """The same without the judgement; a `listener` hears everything, and may end it."""
+    run = _prepare(request, world, names)
+    run.listener = listener
     run.sender = sender = _sender(request, run)  # raises for what cannot be sent, before anything is touched
+    run.expected = foreseen(request, world)
     notes: list[str] = [*request.client.notes, *request.server.notes]
     with ExitStack() as stack:
         guardian = guardian or stack.enter_context(Guardian())
@@ -213,11 +240,13 @@ def run_trace(
             guardian.start()  # before there are BPF maps and threads that a forked child would share
         stack.enter_context(run.follow)
         stack.enter_context(run.witness)
-        stack.enter_context(_uncollected())
+        stack.enter_context(uncollected())
         tracer = stack.enter_context(Tracer(_filter(request, world), tiers=request.tiers))
         notes += _unattached(tracer.start())
         blame = stack.enter_context(_blame(request, run, guardian))
         watcher.ready()
+        if listener is not None:
+            listener.begun(world, run.client_netns.inum if run.client_netns else None, run.backend_netns)
         if sender is not None:
             sender.start()
         interrupted = False
@@ -233,14 +262,14 @@ def run_trace(
         if run.bad_records:
             lost["undecodable"] = run.bad_records
         lost |= blame.lost()
-        report = _report(run, blame, lost, notes, sender)
-        if interrupted and not report.connections:
+        observed = _observation(run, blame, lost, notes)
+        if interrupted and not observed.flows:
             raise KeyboardInterrupt
-        return report
+        return observed
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Python's search for cycles off: events have none, and searching a million of them costs more than taking them.
 
     Measured: 21 us instead of 10 for each event, in pauses of half a second, in which the ring buffer overflows.
@@ -262,7 +291,7 @@ def _prepare(request: Request, world: World, names: Names) -> _Run:
     return _Run(
         request=request,
         world=world,
-        kernel=_Symbols(),
+        kernel=KernelNames(),
         names=names,
         follow=Follower(world, names),
         client_netns=client_netns,
@@ -270,7 +299,7 @@ def _prepare(request: Request, world: World, names: Names) -> _Run:
         surface=Surface(world.owners, frozenset(parties)),
         correlator=Correlator(request.client.addresses),
         witness=Witness(world.netns),
-        servers=frozenset(request.server.addresses) | {address for address, _ in request.server.backends},
+        servers=servers_of(request),
         elsewhere=frozenset(world.netns) - _reachable(world, client_netns) if client_netns else frozenset(),
     )
 
@@ -340,6 +369,15 @@ def client_netns_of(world: World, request: Request) -> Netns | None:
     """Where the client is, None when it is not on this machine."""
     client = request.client
     return netns_of(world, client.addresses[0], client.pod) if client.addresses else None
+
+
+def foreseen(request: Request, world: World) -> Expected | None:
+    """What should become of the request's packets; None when it names no two addresses. Reads only."""
+    from k8snet.foresee import foresee, pair_of
+
+    netns = client_netns_of(world, request)
+    pair = pair_of(request, netns.inum if netns else None)
+    return foresee(pair, world, request.inventory) if pair else None
 
 
 def _on_the_way(world: World, parties: Iterable[int]) -> tuple[Netns, ...]:
@@ -422,10 +460,14 @@ def _watch(run: _Run, tracer: Tracer, blame: Blame, sender: Sender | None, watch
         now = time.monotonic()
         if deadline is not None and now >= deadline:
             return
+        if run.listener is not None and run.listener.ended():
+            return
         if now - judged >= JUDGE_EVERY:
             judged = now
             _catch_up(run, run.follow.world)
             connections = _settle(run, blame)
+            if run.listener is not None:
+                run.listener.moment(run.world, blame.steps)
             watcher.counts(connections, run.answered, sum(tracer.lost().values()))
             if sender is not None and not sender.is_alive():
                 if sender.error is not None and not sender.attempts:
@@ -530,18 +572,20 @@ def _take(run: _Run, tracer: Tracer, blame: Blame, watcher: Watcher, *, everythi
     while records := tracer.drain():
         for record in records:
             try:
-                run.pending.append(Event.decode(record))
+                run.pending.append((Event.decode(record), record))
             except BadRecordError:
                 run.bad_records += 1
         if not everything and len(run.pending) > 100_000:
             break
     if not run.pending:
         return
-    events = sorted(run.pending, key=lambda e: e.ktime_ns)
+    events = sorted(run.pending, key=lambda pair: pair[0].ktime_ns)
     run.pending = []
-    for event in events:
+    for event, record in events:
         if event.netns in run.elsewhere or not run.witness.hear(event):
             continue
+        if run.listener is not None:
+            run.listener.saw(event, record)
         packet = run.correlator.feed(event)
         if packet is not None and event.probe in AT_DEVICE:
             _show(run, packet, watcher)
@@ -563,25 +607,16 @@ def _connections(run: _Run) -> list[Flow]:
 
 
 def _is_asked_for(run: _Run, flow: Flow) -> bool:
-    """Sent from the client's netns to the server's addresses, and when we send ourselves by one of our own sockets."""
-    original = flow.original
-    if run.request.protocol not in (None, PROTOCOLS.get(original.protocol)):
-        return False
-    if run.servers and original.daddr not in run.servers:
-        return False
-    if run.request.server.outside and run.request.inventory.is_inside(original.daddr):
-        return False
-    if run.sender is not None and original.sport not in run.sender.ports:
-        return False
-    if not any(p.direction is Direction.REQUEST and not p.is_icmp_error for p in flow.packets):
-        return False
-    return run.client_netns is None or any(e.netns == run.client_netns.inum for p in flow.packets for e in p.events)
+    client = run.client_netns.inum if run.client_netns is not None else None
+    ports = run.sender.ports if run.sender is not None else None
+    return is_asked_for(flow, run.request, run.servers, client, ports)
 
 
-def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[str], sender: Sender | None) -> Report:
-    from k8snet.kernel.blame import Drop, chains
+def _observation(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[str]) -> Observation:
+    from k8snet.kernel.blame import Drop
     from k8snet.kernel.lookups import ask
 
+    sender = run.sender
     run.correlator.attach_rules(blame.steps)
     flows = _connections(run)
     known = run.surroundings()
@@ -608,8 +643,11 @@ def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[st
         wires=_wires(run),
         send_errors=tuple(a.errno for a in sender.attempts if a.errno) if sender is not None else (),
     )
-    silent = None if flows else _silent(run)
+    silent = None if flows else silent_flow(run.request)
     questions = {q for flow in flows or ([silent] if silent else []) for q in Case(flow, around).questions}
+    if run.listener is not None:
+        questions |= {q for flow in flows for q in every_question(flow)}
+        run.listener.moment(run.world, blame.steps)
     if questions:
         ends = {n for w in around.wires.values() for n in (w.netns, w.far_netns) if n is not None}
         answers = ask(questions, ends, run.world.netns)
@@ -623,30 +661,17 @@ def _report(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequence[st
         )
     deaths = [d for flow in flows for d in Case(flow, around).deaths if d.netfilter]
     around = replace(around, rules=blame.name([Drop(id(d.packet), d.event, d.packet.rules) for d in deaths]))
-    cases = [Case(flow, around) for flow in flows]
-    nat_chains = {id(p): text for f in flows for p in f.requests if (text := chains(p.rules))}
-    return summarise(
-        cases,
-        run.surface,
-        _asked(run),
+    return Observation(
+        request=run.request,
+        flows=flows,
+        around=around,
+        surface=run.surface,
         lost=lost,
         rule_naming=blame.how,
-        chains=nat_chains,
+        ports=frozenset(sender.ports) if sender is not None else None,
         notes=(*notes, *blame.notes, *_gone(run), *_said(sender), *run.names.notes),
-        silent=Case(silent, around) if silent else None,
+        expected=run.expected,
     )
-
-
-def _silent(run: _Run) -> Flow | None:
-    """The flow that was asked for and of which there was no packet."""
-    client, server = run.request.client.addresses, run.request.server.addresses
-    pair = next(((c, s) for s in server[:1] for c in client if c.version == s.version), None)
-    if pair is None:
-        return None
-    protocol = NUMBERS[run.request.protocol] if run.request.protocol else 0
-    if protocol == socket.IPPROTO_ICMP and pair[1].version == 6:
-        protocol = socket.IPPROTO_ICMPV6
-    return Flow(FiveTuple(*pair, 0, run.request.server.port or 0, protocol))
 
 
 def _wires(run: _Run) -> dict[Address, Wire]:
@@ -692,21 +717,3 @@ def _said(sender: Sender | None) -> list[str]:
     counts = ", ".join(f"{results.count(r)} {r}" for r in dict.fromkeys(results))
     ended = f"; then sending failed: {sender.error.strerror}" if sender.error is not None else ""
     return [f"sent {len(results)} from the client's netns: {counts}{ended}"]
-
-
-def _asked(run: _Run) -> FlowView:
-    request = run.request
-
-    def side(target: Target) -> Party:
-        return Party(
-            ip=str(target.addresses[0]) if target.addresses else "any",
-            port=target.port,
-            pod=target.pod.key if target.pod else None,
-            node=target.pod.node if target.pod else None,
-            service=target.service.key if target.service else None,
-        )
-
-    server = request.server.addresses[:1]
-    own = tuple(a for a in request.client.addresses if a.version in {s.version for s in server})
-    client = replace(request.client, addresses=own) if own else request.client
-    return FlowView(side(client), side(request.server), None, request.protocol or "any")

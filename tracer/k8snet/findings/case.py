@@ -158,6 +158,8 @@ class Surroundings:
     # Asked at the packet itself (`k8snet.kernel.conntrack`), because it does not last.
     rivals: Mapping[Event, Rivals] = field(default_factory=dict)  # who owns the tuples of its connection
     fills: Mapping[int, Fill] = field(default_factory=dict)  # netns -> its connection table at its fullest
+    # Netns -> from when to when it was seen whole, as `Event.ktime_ns`; those that are missing: all the time.
+    watched: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     lost: int = 0
 
 
@@ -171,6 +173,11 @@ class Case:
     def owner(self, netns: int) -> Owner:
         """Whose netns it is; an owner without names when nobody knows."""
         return self.around.owners.get(netns, Owner())
+
+    def was_watched(self, netns: int, ktime_ns: int) -> bool:
+        """All that happened in that netns at that time was seen, unless events were lost."""
+        begun, ended = self.around.watched.get(netns, (ktime_ns, ktime_ns))
+        return begun <= ktime_ns <= ended
 
     def in_pod(self, netns: int) -> bool:
         """The netns is a pod's, whether or not its name is known."""
@@ -448,6 +455,20 @@ def route_question(event: Event, header: FiveTuple) -> RouteQuestion:
 
 def _way_back(netns: int, header: FiveTuple) -> RouteQuestion:
     return RouteQuestion(netns, header.saddr, header.daddr)
+
+
+def every_question(flow: Flow) -> set[RouteQuestion]:
+    """All that `Case.questions` may turn out to be once the flow is known from end to end, wherever it died."""
+    asked: set[RouteQuestion] = set()
+    ends = [packets[-1] for packets in (flow.requests, flow.replies) if packets]
+    for event in (e for p in (*ends, *(p for p in flow.packets if p.dropped)) for e in p.events if e.netns):
+        header = event.outer or event.packet
+        if header is not None:
+            asked |= {route_question(event, header), RouteQuestion(event.netns, header.daddr)}
+            asked.add(RouteQuestion(event.netns, header.saddr))
+        if event.packet is not None:
+            asked.add(_way_back(event.netns, event.packet))
+    return asked
 
 
 _PACKET_OTHERHOST = 3

@@ -21,7 +21,7 @@ from k8snet.event import Address, Event
 from k8snet.kernel import counters, devices
 from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.netns import Netns, own
-from k8snet.kernel.rules import NamedRule, RuleBook, Snapshot, dnat_of
+from k8snet.kernel.rules import NamedRule, RuleBook, Snapshot
 from k8snet.kernel.ruletrace import Match, RuleStep, RuleTrace
 from k8snet.kernel.sockets import backlogs, queues
 
@@ -171,8 +171,3 @@ class Blame:
                 if rule is not None:
                     named[drop.packet] = rule
         return named
-
-
-def chains(steps: Iterable[RuleStep]) -> str | None:
-    """The NAT chains that chose the endpoint: "KUBE-SVC-… > KUBE-SEP-…"."""
-    return " > ".join(dnat_of(steps)) or None

@@ -8,13 +8,15 @@ v1alpha1, none is left out when it is empty. JSON escapes what a terminal would 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
-from typing import IO, Any, Final
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from types import NoneType, UnionType
+from typing import IO, Any, Final, Union, cast, get_args, get_origin, get_type_hints
 
-from k8snet.event import FiveTuple
-from k8snet.report import Finding, Hop, Report
+from k8snet.event import Address, FiveTuple
+from k8snet.report import Expected, Finding, FlowView, Hop, Report
 
 API_VERSION: Final = "k8snet.io/v1alpha1"
 
@@ -34,6 +36,27 @@ def hop_document(direction: str, packet: str, hop: Hop) -> dict[str, Any]:
 def dumps(report: Report, *, one_line: bool = False) -> str:
     """The document as ASCII-only JSON text, without a newline at its end."""
     return json.dumps(document(report), indent=None if one_line else 2)
+
+
+def report_of(document: Mapping[str, Any]) -> Report:
+    """The Report that `document` was made of, perhaps by another version. Raises ValueError when it is none."""
+    if document.get("kind") != "TraceReport":
+        raise ValueError(f"kind is {document.get('kind')!r}")
+    report: Report = _built(Report, document)
+    return report
+
+
+def hop_of(document: Mapping[str, Any]) -> tuple[str, str, Hop]:
+    """Direction, packet and Hop of a `TraceHop`. Raises ValueError when it is none."""
+    if document.get("kind") != "TraceHop":
+        raise ValueError(f"kind is {document.get('kind')!r}")
+    return _built(str, document.get("direction")), _built(str, document.get("packet")), _built(Hop, document.get("hop"))
+
+
+def dumps_expected(flow: FlowView, expected: Expected, *, one_line: bool = False) -> str:
+    """An `ExpectedPath` as ASCII-only JSON text: what the path should be, without any packet."""
+    made = {"apiVersion": API_VERSION, "kind": "ExpectedPath", "flow": _plain(flow), "expected": _plain(expected)}
+    return json.dumps(made, indent=None if one_line else 2)
 
 
 class HopLines:
@@ -71,4 +94,36 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """What `_plain` made into `value`, which should be a `kind`; a field that is missing has its default."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind == Address:
+        return ip_address(_of(str, value))
+    if origin in (Union, UnionType):
+        if value is None and NoneType in inner:
+            return None
+        return _built(next(one for one in inner if one is not NoneType), value)
+    if origin is tuple:
+        return tuple(_built(inner[0], item) for item in _of(list, value))
+    if origin is dict:
+        return {_of(str, key): _built(inner[1], item) for key, item in _of(dict, value).items()}
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    if kind is FiveTuple or is_dataclass(kind):
+        given, types, make = _of(dict, value), get_type_hints(kind), cast(Callable[..., Any], kind)
+        try:
+            return make(**{name: _built(types[name], given[name]) for name in types if name in given})
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+    if kind is float:
+        return float(_of(int | float, value))
+    return _of(kind, value)
+
+
+def _of(kind: Any, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{value!r:.40} is no {kind}")
     return value

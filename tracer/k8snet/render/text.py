@@ -10,19 +10,33 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
 from k8snet.event import Address, FiveTuple
 from k8snet.render.cells import cells, cut, pad, wrap
 from k8snet.render.safe import inert, inert_all
-from k8snet.report import Finding, FlowView, Hop, Party, Path, Report, Severity, Verdict
+from k8snet.report import (
+    Difference,
+    Expected,
+    Finding,
+    FlowView,
+    Hop,
+    Party,
+    Path,
+    Report,
+    Severity,
+    Step,
+    Verdict,
+    Way,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 WIDTH: Final = 100
 _NARROWEST: Final = 40
+_WAYS: Final = 3  # a guess: more expected ways than this are not read, they are searched
 _ICMP: Final = (1, 58)  # ICMP and ICMPv6: no ports
 _ARROW: Final = {"in": ("→ ", "  "), "out": ("  ", " →")}  # into the netns, out of it; the names stand in one column
 
@@ -84,7 +98,12 @@ _ASCII: Final = str.maketrans({"→": ">", "✗": "x", "✓": "+", "·": "-", "�
 
 def render(report: Report, width: int = WIDTH, wide: bool = False) -> str:
     """The report as plain text of `width` columns; `wide` shows netns and every header, and cuts nothing."""
-    return "".join("".join(s.text for s in line).rstrip() + "\n" for line in lines(report, width, wide))
+    return plain(lines(report, width, wide))
+
+
+def plain(page: Iterable[Line]) -> str:
+    """Lines of spans as text, without colours."""
+    return "".join(_plain(line).rstrip() + "\n" for line in page)
 
 
 def styled(report: Report, width: int = WIDTH, wide: bool = False) -> Text:
@@ -106,6 +125,15 @@ def coloured(page: Iterable[Line]) -> Text:
 
 def show(report: Report, stream: TextIO, wide: bool = False) -> None:
     """Print the report on `stream`: as wide as the terminal, in colours on a terminal that wants them (NO_COLOR)."""
+    _show(lambda width: lines(report, width, wide), stream, wide)
+
+
+def show_expected(flow: FlowView, expected: Expected, stream: TextIO, wide: bool = False) -> None:
+    """Print what the path should be, likewise."""
+    _show(lambda width: expected_lines(flow, expected, width, wide), stream, wide)
+
+
+def _show(page: Callable[[int], list[Line]], stream: TextIO, wide: bool) -> None:
     columns = shutil.get_terminal_size((WIDTH, 24)).columns
     # Sentences wider than this are hard to read; `wide` is for those who want all of it.
     width = columns if wide else min(columns, WIDTH)
@@ -113,9 +141,9 @@ def show(report: Report, stream: TextIO, wide: bool = False) -> None:
         from rich.console import Console
 
         console = Console(file=stream, width=columns, highlight=False, markup=False, emoji=False)
-        console.print(styled(report, width, wide), soft_wrap=True, end="")
+        console.print(coloured(page(width)), soft_wrap=True, end="")
         return
-    text = render(report, width, wide)
+    text = plain(page(width))
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding)
@@ -134,13 +162,27 @@ def lines(report: Report, width: int = WIDTH, wide: bool = False) -> list[Line]:
     blocks = [
         page.parties(report.flow),
         page.finding_title(loud[0]) if loud else page.verdict(report.verdict),
-        *(page.path(path) for path in report.paths),
+        *([*page.path(path), *page.difference(report.expected, path.direction)] for path in report.paths),
+        page.difference(report.expected, *{"request", "reply"} - {path.direction for path in report.paths}),
+        *(page.expected(report.expected) if wide and report.expected else ()),
         *([page.finding_body(loud[0])] if loud else []),
         page.steps("next", _NEXT.get(report.verdict, ())),
         *([*page.finding_title(f), [], *page.finding_body(f)] for f in loud[1:]),
         *([*page.finding_title(f), *page.finding_summary(f)] for f in quiet),
         [*page.notes(report.notes), *page.foot(report)],
     ]
+    return _joined(blocks)
+
+
+def expected_lines(flow: FlowView, expected: Expected, width: int = WIDTH, wide: bool = False) -> list[Line]:
+    """What the path should be, as lines of spans: no packet, no verdict."""
+    flow, expected = inert_all(flow), inert_all(expected)
+    page = _Page((), width, wide)
+    return _joined([page.parties(flow), *page.expected(expected)])
+
+
+def _joined(blocks: Iterable[list[Line]]) -> list[Line]:
+    """Blocks with an empty line between them."""
     out: list[Line] = []
     for block in blocks:
         if block:
@@ -273,6 +315,70 @@ class _Page:
             name = cut(path.never_reached, self.room - cells(verdict.text))
             out.append([Span(" " * self.gutter), Span(name, "name"), verdict])
         return out
+
+    # --- what it should be ---
+
+    def difference(self, expected: Expected | None, *directions: str) -> list[Line]:
+        """One sentence below the way: what should have come next, and why."""
+        found = expected.difference if expected else None
+        if found is None or found.direction not in directions:
+            return []
+        problem = f"; {found.step.problem}" if found.step.problem else ""
+        wrapped = wrap(f"expected next: {_due(found)}{problem}", self.room)
+        return [[Span(" " * self.gutter), Span(text, "warn")] for text in wrapped]
+
+    def expected(self, expected: Expected) -> list[list[Line]]:
+        """Every way with its steps, the marked ones with the difference."""
+        blocks = []
+        drawn = expected.ways if self.wide else expected.ways[:_WAYS]
+        for way in drawn:
+            for direction, steps in (("request", way.request), ("reply", way.reply)):
+                if steps:
+                    blocks.append(self._steps_of(way, direction, steps, expected.difference))
+            blocks.append([line for text in way.unknown for line in self._said("", f"not known: {text}", "warn")])
+        rest = list(expected.notes)
+        if expected.fate == "served" and len(expected.ways) > 1:
+            rest.insert(0, f"kube-proxy chooses one of {_count(expected.endpoints, 'endpoint')}")
+        if len(drawn) < len(expected.ways):
+            rest.append(f"{len(expected.ways) - len(drawn)} more ways: -o wide shows them")
+        return [*blocks, [line for text in rest for line in self._said("note", text)]]
+
+    def _steps_of(self, way: Way, direction: str, steps: Sequence[Step], difference: Difference | None) -> list[Line]:
+        to = (
+            f" {'to' if direction == 'request' else 'from'} {_named(way.backend) or way.backend.ip}"
+            if way.backend
+            else ""
+        )
+        out: list[Line] = [[self._label(""), Span(self._fit(f"expected {direction}{to}"))]]
+        column = max(cells(_spot(step)) for step in steps)
+        before: Step | None = None
+        for step in steps:
+            if before is None or (before.node, before.pod, before.netns) != (step.node, step.pod, step.netns):
+                out.append([self._label(""), Span(self._fit(step.pod or step.node or f"netns {step.netns}"), "name")])
+            said = [step.nat] if step.nat else []
+            said += (
+                [step.address]
+                if step.address and not step.nat and (before is None or before.address != step.address)
+                else []
+            )
+            said += [] if step.sure else ["perhaps"]
+            said += [step.why] if step.why else []
+            start = self.gutter + 2 + column + 3
+            words = wrap(", ".join(said), max(self.width - start, 8))
+            for index, text in enumerate(words):
+                left = Span("  " + pad(_spot(step), column) + "   ") if not index else Span(" " * (column + 5))
+                out.append([self._label(""), left, Span(text, "nat" if step.nat else "" if step.sure else "dim")])
+            if step.problem:
+                out += self._beneath(column, f"✗ {step.problem}", "bad")
+            if difference is not None and (difference.direction, difference.step) == (direction, step):
+                out += self._beneath(column, f"✗ first difference, instead: {difference.instead}", "bad")
+            before = step
+        return out
+
+    def _beneath(self, column: int, text: str, style: str) -> list[Line]:
+        start = column + 5
+        wrapped = wrap(text, max(self.width - self.gutter - start, 8))
+        return [[self._label(""), Span(" " * start), Span(part, style)] for part in wrapped]
 
     def _heading(self, hop: Hop) -> Line:
         about = []
@@ -413,6 +519,25 @@ def _named(party: Party) -> str:
     if party.pod:
         return f"pod/{party.pod}"
     return f"node/{party.node}" if party.node else ""
+
+
+def _spot(step: Step) -> str:
+    """`→ veth3f2a`, `  eth0 →`, `  prerouting`: as `device` writes it of a hop."""
+    before, after = _ARROW.get(step.direction, ("  ", ""))
+    return f"{before}{step.device or step.direction}{after}"
+
+
+def _due(difference: Difference) -> str:
+    """What should have come next, in words."""
+    step = difference.step
+    place = step.pod or step.node or f"netns {step.netns}"
+    if step.nat:
+        return f"{step.nat} on {place} ({step.why})"
+    if step.device:
+        return f"{step.direction} by {step.device} of {place}" + (f" ({step.why})" if step.why else "")
+    if step.direction in ("refused", "dropped"):
+        return f"{step.direction} on {place} ({step.why})"
+    return f"{step.why}, of {place}"
 
 
 def _about(flow: FlowView) -> str:

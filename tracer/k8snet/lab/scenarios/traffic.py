@@ -25,14 +25,16 @@ _MASQUERADE: Final = "POSTROUTING -s 10.244.0.0/16 ! -d 10.244.0.0/16 -j MASQUER
 _SWALLOW: Final = "1,6 0 0 4,"  # one instruction of classic BPF: return TC_ACT_STOLEN
 
 
-def _outside(*, refuses: bool) -> Callable[[Lab], AbstractContextManager[None]]:
+def _outside(
+    *, refuses: bool, node: str = "node-1", to: str = "192.0.2.0/24"
+) -> Callable[[Lab], AbstractContextManager[None]]:
     @contextmanager
     def company(lab: Lab) -> Iterator[None]:
         from k8snet.lab.outside import DEVICE, device
 
-        with device(lab.netns_of("node-1"), refuses=refuses):
-            lab.run_in("node-1", ["ip", "link", "set", DEVICE, "up"], check=True)
-            lab.run_in("node-1", ["ip", "route", "add", "192.0.2.0/24", "dev", DEVICE], check=True)
+        with device(lab.netns_of(node), refuses=refuses):
+            lab.run_in(node, ["ip", "link", "set", DEVICE, "up"], check=True)
+            lab.run_in(node, ["ip", "route", "replace", to, "dev", DEVICE], check=True)
             yield
 
     return company
@@ -89,6 +91,23 @@ SCENARIOS: Final = (
         Expected(Verdict.NO_REPLY, "LEFT_NODE", node="node-1", device="wan0", direction="request"),
         needs=("tuntap:tun",),
         company=_outside(refuses=False),
+    ),
+    Scenario(
+        "lost-between-nodes",
+        "What stands between the nodes takes what node-1 sends to the other node's pods: the SYN leaves node-1 and "
+        "never comes in at node-2.",
+        Traffic("shop/svc/remote:80"),
+        Expected(Verdict.NO_REPLY, "LOST_BETWEEN_NODES", node="node-1", device="wan0", direction="request"),
+        needs=("tuntap:tun",),
+        company=_outside(refuses=False, to="10.244.2.0/24"),
+    ),
+    Scenario(
+        "reply-lost-between-nodes",
+        "The same on the way back: the SYN-ACK leaves node-2 and never comes in at node-1.",
+        Traffic("shop/svc/remote:80"),
+        Expected(Verdict.REPLY_LOST, "LOST_BETWEEN_NODES", node="node-2", device="wan0", direction="reply"),
+        needs=("tuntap:tun",),
+        company=_outside(refuses=False, node="node-2", to="10.244.1.0/24"),
     ),
     Scenario(
         "last-seen",

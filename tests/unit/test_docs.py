@@ -30,7 +30,8 @@ SECTIONS: Final = (
     "How to mend it",
     "What else it could be",
 )
-NAMED: Final = ("k8snet trace", "k8snet lab", "k8snet lab run")  # in a sentence, without the arguments that they need
+# In a sentence, without the arguments that they need.
+NAMED: Final = ("k8snet trace", "k8snet lab", "k8snet lab run", "k8snet agent", "k8snet join")
 CODES: Final = tuple(entry.code for entry in FINDINGS)
 
 _FENCE: Final = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -12,6 +12,7 @@ from typing import Final
 
 from k8snet.findings import (
     application,
+    between,
     conntrack,
     delay,
     device,
@@ -164,6 +165,13 @@ FINDINGS: Final = (
         by_absence=True,
     ),
     Entry("PMTU_DISCOVERED", Severity.INFO, "a packet was too big, and its sender was told", mtu.pmtu_discovered),
+    Entry(
+        "LOST_BETWEEN_NODES",
+        Severity.FAIL,
+        "it left one node and never came in at the other, and both were observed",
+        between.lost_between_nodes,
+        by_absence=True,
+    ),
     Entry(
         "LEFT_NODE",
         Severity.FAIL,

@@ -83,6 +83,7 @@ class Fault:
     when: Predicate
     times: float
     status: int = 0
+    message: str = ""
     retry_after: int | None = None
     delay: float = 0.0
     hang_up: bool = False
@@ -110,7 +111,8 @@ def fault_status(fault: Fault) -> ApiError:
     reasons = {429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable", 504: "Timeout"}
     phrase = HTTPStatus(fault.status).phrase
     details = {} if fault.retry_after is None else {"retryAfterSeconds": fault.retry_after}
-    error = ApiError(fault.status, reasons.get(fault.status, phrase.replace(" ", "")), phrase, **details)
+    reason = reasons.get(fault.status, phrase.replace(" ", ""))
+    error = ApiError(fault.status, reason, fault.message or phrase, **details)
     error.retry_after = fault.retry_after
     return error
 
@@ -281,6 +283,7 @@ class ApiServer:
         times: float = 1,
         *,
         status: int = 0,
+        message: str = "",
         retry_after: int | None = None,
         delay: float = 0.0,
         hang_up: bool = False,
@@ -288,11 +291,11 @@ class ApiServer:
     ) -> Fault:
         """Spoils the next `times` matching requests (math.inf: until the `times` of what is returned is set to 0).
 
-        `status`: this answer, perhaps with Retry-After in seconds. `delay`: seconds before whatever follows. `hang_up`:
-        no answer. `cut_after`: the connection ends in the middle of the line after so many events of a watch, or, for
-        any other request, in the middle of the answer.
+        `status`: this answer, with `message`, perhaps with Retry-After in seconds. `delay`: seconds before whatever
+        follows. `hang_up`: no answer. `cut_after`: the connection ends in the middle of the line after so many events
+        of a watch or lines of a log, or, for any other request, in the middle of the answer.
         """
-        fault = Fault(when, times, status, retry_after, delay, hang_up, cut_after)
+        fault = Fault(when, times, status, message, retry_after, delay, hang_up, cut_after)
         with self.store.changed:
             self._faults.append(fault)
         return fault

@@ -117,7 +117,8 @@ def test_the_api_is_asked_where_there_is_no_file(
 
 
 def test_no_secret_command_is_offered(inventory: Path) -> None:
-    assert offered("") == ("words", ["check", "cleanup", "completion", "lab", "map", "trace"])
+    commands = ["agent", "check", "cleanup", "completion", "install", "join", "lab", "map", "trace"]
+    assert offered("") == ("words", commands)
 
 
 @given(st.text(alphabet="shopcartwebvnd/:-=.10", max_size=14), st.booleans())

@@ -95,6 +95,7 @@ def test_the_installed_command_speaks(wheel: Path, tmp_path: Path) -> None:
     helped = run([str(target / "bin/k8snet"), "--help"], tmp_path, environment)
     for word in ("trace", "map", "check", "lab", "cleanup"):
         assert word in helped
+    assert "kubectl k8snet" in run([str(target / "bin/kubectl-k8snet"), "--help"], tmp_path, environment)
 
 
 @pytest.mark.parametrize("directory", ["bpf", "probes", "tracer/k8snet", "tests/unit", "tests/live", "tests/vm", ".ci"])

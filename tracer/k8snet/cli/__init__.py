@@ -13,7 +13,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from k8snet import __version__
@@ -33,24 +33,41 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line, as `k8snet --help` prints it."""
-    from k8snet.cli import check, cleanup, completion, lab, trace
+    from k8snet.cli import agent, check, cleanup, completion, install, join, lab, trace
     from k8snet.cli import map as map_
 
-    top = _Parser(
-        prog="k8snet",
-        description="Follow one flow through a Kubernetes node: where it died, why, which rule is to blame, "
-        "and how to mend it.",
-        epilog="exit codes: 0 healthy, 1 a problem was found, 2 usage or privilege, 3 inconclusive, 130 interrupted",
-    )
-    top.add_argument("--version", action="version", version=f"k8snet {__version__}")
+    top = _top("k8snet", "Follow one flow through a Kubernetes node: where it died, why, which rule is to blame, ")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (trace, map_, check, lab, cleanup, completion):
+    for command in (trace, map_, check, agent, join, lab, install, cleanup, completion):
         command.register(commands)
     return top
 
 
-def main() -> int:
-    """The process's command line, its signals and its streams; returns the exit code."""
+def plugin() -> argparse.ArgumentParser:
+    """What `kubectl k8snet --help` prints: the commands that need a cluster and no node."""
+    from k8snet.cli import install, remote
+
+    top = _top(
+        "kubectl k8snet", "Follow one flow through a Kubernetes cluster: where it died, why, which rule is to blame, "
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in (remote, install):
+        command.register(commands)
+    return top
+
+
+def _top(program: str, purpose: str) -> _Parser:
+    top = _Parser(
+        prog=program,
+        description=f"{purpose}and how to mend it.",
+        epilog="exit codes: 0 healthy, 1 a problem was found, 2 usage or privilege, 3 inconclusive, 130 interrupted",
+    )
+    top.add_argument("--version", action="version", version=f"k8snet {__version__}")
+    return top
+
+
+def main(understood: Callable[[], argparse.ArgumentParser] | None = None) -> int:
+    """The process's command line, its signals and its streams; returns the exit code. `understood`: not `parser`."""
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored: a script runs us in the background
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,7 +76,7 @@ def main() -> int:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         sys.unraisablehook = _unraisable
         _open_streams()
-        code = execute()
+        code = execute(understood=understood) if understood else execute()
     except BaseException as error:
         # Python makes a RuntimeError of a Ctrl-C that comes while a dataclass is being made.
         if not isinstance(error.__cause__ or error, KeyboardInterrupt):
@@ -71,7 +88,7 @@ def main() -> int:
     return int(code)
 
 
-def execute(arguments: Sequence[str] | None = None) -> Exit:
+def execute(arguments: Sequence[str] | None = None, understood: Callable[[], argparse.ArgumentParser] = parser) -> Exit:
     """Run one command. What the user can act on is printed here; everything else is a bug and is raised."""
     code = Exit.OK
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -79,11 +96,11 @@ def execute(arguments: Sequence[str] | None = None) -> Exit:
         if words[:1] == ["__complete"]:  # what a shell asks at each Tab: no command, and in no list of them
             from k8snet.cli import completion
 
-            completion.answer(parser(), words[1:])
+            completion.answer(understood(), words[1:])
             sys.stdout.flush()
             return code
         try:
-            args = parser().parse_args(arguments)
+            args = understood().parse_args(arguments)
         except SystemExit:  # --help and --version, printed by argparse
             args = argparse.Namespace(run=lambda _: Exit.OK)
         code = Exit(args.run(args))

@@ -66,20 +66,33 @@ class Source:
                 print(f"k8snet: {inert(note)}", file=sys.stderr)
 
 
-def add_options(parser: argparse.ArgumentParser, namespace: str, everywhere: str = "") -> None:
-    """kubectl's options, as kubectl spells them; `namespace`: what -n is good for here, `everywhere`: -A."""
-    group = parser.add_argument_group("names", "asked of the Kubernetes API, unless a file is given")
-    either = group.add_mutually_exclusive_group()
-    either.add_argument("-n", "--namespace", metavar="NS", help=namespace)
-    if everywhere:
-        either.add_argument("-A", "--all-namespaces", action="store_true", help=everywhere)
-    group.add_argument(
-        "--inventory",
-        metavar="FILE",
-        default=os.environ.get("K8SNET_INVENTORY") or None,
-        help="names from a file instead: what kubectl get -o json printed (default: $K8SNET_INVENTORY)",
+def add_options(
+    parser: argparse.ArgumentParser, namespace: str, everywhere: str = "", *, only_api: bool = False
+) -> None:
+    """kubectl's options, as kubectl spells them; `namespace`: what -n is good for here, `everywhere`: -A.
+
+    `only_api`: nothing works without the API here. Without `namespace` there is no -n.
+    """
+    group = parser.add_argument_group(
+        "names", "asked of the Kubernetes API" + ", unless a file is given" * (not only_api)
     )
-    group.add_argument("--no-api", action="store_true", help="ask no API; names are then those that this node knows")
+    if namespace:
+        either = group.add_mutually_exclusive_group()
+        either.add_argument("-n", "--namespace", metavar="NS", help=namespace)
+        if everywhere:
+            either.add_argument("-A", "--all-namespaces", action="store_true", help=everywhere)
+    if only_api:
+        parser.set_defaults(inventory=None, no_api=False)
+    else:
+        group.add_argument(
+            "--inventory",
+            metavar="FILE",
+            default=os.environ.get("K8SNET_INVENTORY") or None,
+            help="names from a file instead: what kubectl get -o json printed (default: $K8SNET_INVENTORY)",
+        )
+        group.add_argument(
+            "--no-api", action="store_true", help="ask no API; names are then those that this node knows"
+        )
     group.add_argument("--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, ~/.kube/config, service account")
     group.add_argument("--context", metavar="NAME", help="of the kubeconfig; default: its current one")
     group.add_argument(

@@ -7,8 +7,9 @@ import os
 import re
 import shlex
 import sys
-from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from k8snet.cli import source
@@ -17,8 +18,10 @@ from k8snet.errors import Exit, K8snetError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from k8snet.cluster.interfaces import World
     from k8snet.cluster.inventory import Inventory
     from k8snet.cluster.targets import Target
+    from k8snet.kernel.guardian import Guardian
     from k8snet.report import Report
     from k8snet.trace import Request, Watcher
 
@@ -65,6 +68,22 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "blame and the fix. Ends on --count, --timeout or Ctrl-C with the report.",
         epilog="example: k8snet trace --from shop/cart --to svc/shop/payments:http --send 3",
     )
+    add_options(parser)
+    source.add_options(parser, "namespace of names that have none; default: the context's")
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What to trace and how: the same on the node and from afar."""
+    add_flow_options(parser)
+    parser.add_argument(
+        "--expect", action="store_true", help="trace nothing: print what the path should be, and exit (reads only)"
+    )
+    parser.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
+
+
+def add_flow_options(parser: argparse.ArgumentParser) -> None:
+    """Which flow, what to send, when to end."""
     parser.add_argument(
         "--from", dest="from_", required=True, metavar="A", help="client: [ns/][kind/]name or IP address"
     )
@@ -98,49 +117,69 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--read-only", action="store_true", help="change nothing on the node; rules are then named by counters only"
     )
-    parser.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
-    source.add_options(parser, "namespace of names that have none; default: the context's")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> Exit:
     """Trace, print the report, and say by the exit code how it went."""
+    if args.expect and args.send:
+        raise K8snetError("--expect sends nothing, and --send says how much", "leave out one of them")
+    from k8snet.trace import client_netns_of, run_trace
+
+    with prepared(args, "trace", changes=not args.read_only and not args.expect) as ready:
+        request, world, known = ready.request, ready.world, ready.known
+        locate(request, client_netns_of(world, request) is not None, args)
+        known.tell()
+        if args.expect:
+            return _expect(request, world, args.output)
+        if known.cluster is not None:
+            known.cluster.watch()
+        with watcher_for(args, request) as watcher:
+            report = run_trace(request, world, watcher, known.names, ready.guardian)
+    print_report(report, args.output)
+    return exit_code(report)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The command line's names, found; nothing is traced yet."""
+
+    request: Request
+    world: World
+    known: source.Source
+    guardian: Guardian
+
+
+@contextmanager
+def prepared(args: argparse.Namespace, command: str, *, changes: bool) -> Iterator[Prepared]:
+    """This machine and the flow that the command line names; `changes`: something on the node will be changed."""
     if os.geteuid() != 0:
-        raise K8snetError("k8snet trace needs root", f"sudo k8snet {shlex.join(sys.argv[1:])}")
+        raise K8snetError(f"k8snet {command} needs root", f"sudo k8snet {shlex.join(sys.argv[1:])}")
     from k8snet.cluster import interfaces, names
     from k8snet.cluster.inventory import Inventory
     from k8snet.cluster.needs import Wish
     from k8snet.kernel.guardian import Guardian
-    from k8snet.trace import client_netns_of, netns_of, run_trace
+    from k8snet.trace import netns_of
 
     parties = names.parse(args.from_), names.parse(args.to)
     try:
         survey = interfaces.survey()
     except PermissionError:
         raise K8snetError(
-            "k8snet trace enters network namespaces, and may not: it has no CAP_SYS_ADMIN",
+            f"k8snet {command} enters network namespaces, and may not: it has no CAP_SYS_ADMIN",
             "run it as root of the host, outside of an unprivileged container",
         ) from None
     wish = Wish(*parties, here=survey.addresses, hostname=survey.hostname)
     local = survey.named(Inventory()).pods
     with ExitStack() as stack:
         guardian = stack.enter_context(Guardian())
-        if not args.read_only:
+        if changes:
             guardian.start()  # a fork: before there are threads that ask the API
         nameless = all(party.address or party.external for party in parties)
         known = stack.enter_context(source.opened(args, wish, local, needed=not nameless))
         request = request_of(args, known)
         world = survey.named(request.inventory)
         client = names.taken_here(request.client, lambda pod: netns_of(world, pod.ips[0], pod) is not None)
-        request = replace(request, client=client)
-        locate(request, client_netns_of(world, request) is not None, args)
-        known.tell()
-        if known.cluster is not None:
-            known.cluster.watch()
-        with _watcher(args, request) as watcher:
-            report = run_trace(request, world, watcher, known.names, guardian)
-    print_report(report, args.output)
-    return exit_code(report)
+        yield Prepared(replace(request, client=client), world, known, guardian)
 
 
 def request_of(args: argparse.Namespace, known: source.Source) -> Request:
@@ -249,7 +288,8 @@ def locate(request: Request, here: bool, args: argparse.Namespace) -> None:
     )
 
 
-def _watcher(args: argparse.Namespace, request: Request) -> AbstractContextManager[Watcher]:
+def watcher_for(args: argparse.Namespace, request: Request) -> AbstractContextManager[Watcher]:
+    """Who shows what is seen while the trace runs."""
     if args.output == "jsonl":
         from k8snet.render.document import HopLines
 
@@ -257,6 +297,29 @@ def _watcher(args: argparse.Namespace, request: Request) -> AbstractContextManag
     from k8snet.render.live import Live
 
     return Live(f"{request.client.text} → {request.server.text}")
+
+
+def _expect(request: Request, world: World, output: str) -> Exit:
+    """Print what the path should be; 3 when nothing can be said. Sends and changes nothing."""
+    from k8snet.judge import asked
+    from k8snet.trace import foreseen
+
+    expected = foreseen(request, world)
+    if expected is None:
+        raise K8snetError(
+            f"--expect needs two addresses, and from {request.client.text} to {request.server.text} there are none",
+            "name one outside: --to 192.0.2.1:443",
+        )
+    flow = asked(request)
+    if output in ("json", "jsonl"):
+        from k8snet.render import document
+
+        print(document.dumps_expected(flow, expected, one_line=output == "jsonl"))
+    else:
+        from k8snet.render import text
+
+        text.show_expected(flow, expected, sys.stdout, wide=output == "wide")
+    return Exit.OK if any(way.request for way in expected.ways) else Exit.INCONCLUSIVE
 
 
 def print_report(report: Report, output: str) -> None:

@@ -1,4 +1,5 @@
-"""The Kubernetes API as it is asked here: list a collection page by page, and watch it. Nothing is ever written.
+"""The Kubernetes API as it is asked here: list a collection page by page, and watch it. What writes (agent pods alone)
+is in `k8snet.remote`.
 
 In: an `Access`, and a `Query`. Out: objects as plain dicts, as JSON has them; an `ApiError` for everything else, with
 the sentence and the next step for the user, and whether another try may go better. The `kubernetes` package brings
@@ -23,6 +24,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlencode
 
 from k8snet import __version__
 from k8snet.cluster.kubeconfig import Access, Options, access, advice_for, listening
@@ -237,19 +239,42 @@ class Api:
         self, query: Query, verb: str, parameters: Mapping[str, str], silence: float | None = None
     ) -> BaseHTTPResponse:
         """The answer's head; its body is to be read by the caller. Raises ApiError for everything but 200."""
+        # gzip not of a watch: a proxy would hold events back to fill a block
+        response = self.request("GET", query.path, parameters, silence=silence, gzip=verb == "list")
+        if response.status == HTTPStatus.OK:
+            return response
+        body, after = status_of(response)
+        raise self.refused(query, verb, response.status, body, after)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        *,
+        silence: float | None = None,
+        gzip: bool = False,
+    ) -> BaseHTTPResponse:
+        """One answer's head, whatever its status; the caller reads its body. Raises ApiError when there is none.
+
+        `silence`: seconds without a byte after which reading what follows ends with an error.
+        """
         from urllib3 import Timeout
 
         patience = self.options.request_timeout or None
         client = self._client
         try:
             headers = self._headers()
-            if verb == "list":
-                headers["Accept-Encoding"] = "gzip"  # not of a watch: a proxy would hold events back to fill a block
+            if gzip:
+                headers["Accept-Encoding"] = "gzip"
+            if body is not None:
+                headers["Content-Type"] = "application/json"
             # Not by call_api(): its arguments change from release to release, and --as-group needs repeated headers.
             response: BaseHTTPResponse = client.rest_client.pool_manager.request(
-                "GET",
-                self.access.server + query.path,
-                fields=dict(parameters),
+                method,
+                f"{self.access.server}{path}?{urlencode(parameters)}" if parameters else self.access.server + path,
+                body=json.dumps(body).encode() if body is not None else None,
                 headers=headers,
                 timeout=Timeout(connect=patience, read=patience),
                 retries=False,
@@ -258,17 +283,10 @@ class Api:
             )
         except Exception as error:
             raise self.failed(error) from None
-        if response.status == HTTPStatus.OK:
-            sock = getattr(response.connection, "sock", None)
-            if silence and sock is not None:
-                sock.settimeout(silence)  # the head comes at once, what follows when it happens
-            return response
-        try:
-            text = response.read(decode_content=True)
-        except Exception:
-            text = b""
-        response.close()
-        raise self.refused(query, verb, response.status, _json(text), response.headers.get("Retry-After"))
+        sock = getattr(response.connection, "sock", None)
+        if silence and sock is not None and response.status == HTTPStatus.OK:
+            sock.settimeout(silence)  # the head comes at once, what follows when it happens
+        return response
 
     def _headers(self) -> Any:
         from urllib3 import HTTPHeaderDict
@@ -447,6 +465,16 @@ def patience(tries: int) -> float:
     The random part is there so that the clients of a server that was away do not come back all at once.
     """
     return float(min(30.0, 0.8 * 2.0 ** min(tries, 10)) * random.uniform(1.0, 2.0))  # noqa: S311 - not a secret
+
+
+def status_of(response: BaseHTTPResponse) -> tuple[Mapping[str, Any], str | None]:
+    """The Status that an answer brings ({}: none), and its Retry-After; ends the connection."""
+    try:
+        text = response.read(decode_content=True)
+    except Exception:
+        text = b""
+    response.close()
+    return _json(text), response.headers.get("Retry-After")
 
 
 def _client(found: Access) -> Any:

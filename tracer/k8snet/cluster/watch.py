@@ -146,6 +146,11 @@ class Cluster:
         )
 
     @property
+    def queries(self) -> tuple[Query, ...]:
+        """What has been answered."""
+        return tuple(self._tables)
+
+    @property
     def reached(self) -> bool:
         """The API has answered something, were it a refusal."""
         return bool(self._tables) or any(error.reached for error in self.failures.values())

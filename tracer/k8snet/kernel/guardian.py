@@ -33,6 +33,12 @@ _MESSAGE_MAX: Final = 65536
 _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
+def sysctl(name: str) -> Path:
+    """The file of a value below /proc/sys in this thread's netns; in a container, whose own is read-only, pid 1's."""
+    ways = [Path(way) / name for way in ("/proc/sys", "/proc/1/root/proc/sys")]
+    return next((way for way in ways if os.access(way, os.W_OK)), ways[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Sysctl:
     """A value under /proc/sys that the run sets to `ours`. Undone only while it still is `ours`."""
@@ -46,7 +52,7 @@ class Sysctl:
     def undo(self, path: str) -> bool:
         """Write the old value back in the netns at `path`; False when there was nothing to undo."""
         with entered(path):
-            file = Path("/proc/sys") / self.name
+            file = sysctl(self.name)
             try:
                 if file.read_text().strip() != self.ours:
                     return False

@@ -25,7 +25,7 @@ from typing import Final, Literal
 
 from k8snet.errors import K8snetError
 from k8snet.event import Address, FiveTuple
-from k8snet.kernel.guardian import Guardian, NftTable, Sysctl
+from k8snet.kernel.guardian import Guardian, NftTable, Sysctl, sysctl
 from k8snet.kernel.netns import Netns, entered
 from k8snet.kernel.nfnetlink import (
     FAMILIES,
@@ -237,7 +237,11 @@ class RuleTrace(contextlib.AbstractContextManager["RuleTrace"]):
         name = f"net/netfilter/nf_log/{family}"
         try:
             with entered(self.netns.path):
-                was = (Path("/proc/sys") / name).read_text().strip()
+                file = sysctl(name)
+                was = file.read_text().strip()
+                # netlink sets it, but only a write sets it back.
+                if was != "nfnetlink_log" and not os.access(file, os.W_OK):
+                    raise OSError(errno.EROFS, "what is changed for it could not be undone", str(file))
             if self._log is None:
                 self._log = Netlink(self.netns.path, rcvbuf=_RCVBUF)
                 stack.callback(self._log.close)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,14 @@ def patience() -> float:
 # Starts, kills and races processes a hundred times: it takes minutes where the machine is emulated, and says nothing of
 # the kernel that it did not say on the running one.
 about_processes = pytest.mark.skipif("K8SNET_VM" in os.environ, reason="about processes, not about the kernel")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> None:
+    """Processes inherit what their starter ignores: nohup SIGHUP, a script's background SIGINT."""
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,7 @@
 """The golden text of a finding is the report on its page in docs/findings: what it says must be what is said today.
 
-Compared is what a report says (title, why, evidence, rule, fix), not the path with its times. What differs from run to
-run (ports, counts, inode numbers) is made equal first.
+Compared is what a report says (title, where it left the expected path, why, evidence, rule, fix), not the path with its
+times. What differs from run to run (ports, counts, inode numbers) is made equal first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 
 PAGES: Final = Path(__file__).parents[2] / "docs" / "findings"
 _SAID: Final = ("why ", "rule ", "or ", "fix ")
+_EXPECTED: Final = "expected next: "  # the end of a path's block
 _VARIES: Final = (
     (re.compile(r"(?<=[\d\]]):[3-6]\d{4}\b"), ":PORT"),  # of the ephemeral range
     (re.compile(r"\b(rose by|handle|netns:|id|after|for|of|\u00d7) ?[\d.]+"), r"\1 N"),
@@ -31,7 +32,9 @@ def page_of(scenario: str) -> str | None:
 
 def said(report: str) -> list[str]:
     """What a report says, sentence by sentence, without line breaks and without what differs between two runs."""
-    blocks = [block for block in report.split("\n\n") if block.startswith(("✗", "?", "!", *_SAID))]
+    parts = report.split("\n\n")
+    blocks = [block for block in parts if block.startswith(("✗", "?", "!", *_SAID))]
+    blocks += [block[block.index(_EXPECTED) :] for block in parts if _EXPECTED in block]
     words = " ".join(" ".join(block.split()) for block in blocks)
     for pattern, replacement in _VARIES:
         words = pattern.sub(replacement, words)

@@ -28,6 +28,7 @@ WIRED = (
     "link set vb up",
     "route add 10.5.0.0/16 via 10.1.1.9",
     "route add blackhole 10.2.0.0/16",
+    "route add 10.2.9.0/24 via 10.1.1.9",
     "route add unreachable 10.3.0.0/16",
     "route add prohibit 10.4.0.0/16",
     "route add blackhole 10.2.7.0/24 table 77",
@@ -61,8 +62,8 @@ def place() -> Iterator[Netns]:
         subprocess.run(["ip", "netns", "del", NAME], check=True)
 
 
-def routed(place: Netns, to: str, *, iif: str | None = None) -> Route:
-    source = ip_address("10.1.1.44") if iif else None
+def routed(place: Netns, to: str, *, iif: str | None = None, sender: str = "10.1.1.44") -> Route:
+    source = ip_address(sender) if iif else None
     number = ip("link", "show", iif)[0]["ifindex"] if iif else 0
     question = RouteQuestion(place.inum, ip_address(to), source, number)
     return ask([question], (), {place.inum: place}).routes[question]
@@ -82,6 +83,13 @@ def test_a_route_that_refuses_is_named_with_its_table(place: Netns, to: str, iif
     route = routed(place, to, iif=iif)
     assert str(route) == REFUSED[to]
     assert route.error in (errno.EINVAL, errno.EHOSTUNREACH, errno.EACCES)
+
+
+def test_a_blackhole_beside_the_way_is_not_blamed_for_a_source_that_cannot_be(place: Netns) -> None:
+    """The kernel's errno is the same, and so it is for rp_filter on some kernels."""
+    assert routed(place, "10.2.9.1", iif="va", sender="224.0.0.1") == Route(errno.EINVAL)
+    assert str(routed(place, "10.2.9.1", iif="va")).startswith("10.2.9.0/24 via 10.1.1.9")
+    assert str(routed(place, "10.2.1.1", iif="va", sender="224.0.0.1")) == "blackhole 10.2.0.0/16"
 
 
 def test_what_a_rule_refuses_has_no_route_to_name(place: Netns) -> None:

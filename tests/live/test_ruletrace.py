@@ -350,7 +350,7 @@ def kube_proxys(net: Net, engine: str, inventory: Inventory) -> None:
     if engine == "nftables":
         net.within("node", "nft", "-f", "-", stdin=kubeproxy_nft.rules(inventory, CLUSTER_CIDR, NODE))
     else:
-        net.rules(engine, kubeproxy.rules(inventory, CLUSTER_CIDR))
+        net.rules(engine, kubeproxy.rules(inventory, CLUSTER_CIDR, NODE))
 
 
 @pytest.mark.skipif(
@@ -409,6 +409,16 @@ table inet mine {
 		elements = { fd77:2::2 . 8083 : goto grave }
 	}
 
+	set here {
+		type ipv4_addr
+		elements = { 10.77.2.2 }
+	}
+
+	map doors {
+		type inet_proto . inet_service : verdict
+		elements = { tcp . 8086 : drop }
+	}
+
 	map ranges {
 		type inet_service : verdict
 		flags interval
@@ -425,6 +435,7 @@ table inet mine {
 		meta l4proto . th dport . ip daddr vmap @places
 		ip6 daddr . th dport vmap @places6
 		tcp dport vmap { 8084 : goto grave }
+		ip daddr @here meta l4proto . th dport vmap @doors
 		tcp dport vmap @ranges
 	}
 }
@@ -432,7 +443,7 @@ table inet mine {
     )
     found, chains = {}, {}
     node, server = routed.netns("node"), ip_address(SERVER[4])
-    places = tuple((ip_address(SERVER[6]) if port == 8083 else server, port) for port in range(8081, 8086))
+    places = tuple((ip_address(SERVER[6]) if port == 8083 else server, port) for port in range(8081, 8087))
     for address, port in places:
         book = RuleBook(node)
         match = Match(socket.IPPROTO_TCP, (ip_address(CLIENT[address.version]),), ((address, port),))
@@ -447,9 +458,10 @@ table inet mine {
     assert found[8082] == "vmap @places { tcp . 8082 . 10.77.2.2 : jump grave }"
     assert found[8083] == "vmap @places6 { fd77:2::2 . 8083 : goto grave }"
     assert found[8084] == "vmap { 8084 : goto grave }"
+    assert found[8086] == "vmap @doors { tcp . 8086 : drop }"  # a shorter load leaves nothing of the longer before it
     # No element has the packet's port as its key: then it is the rule that dropped it.
     assert found[8085].startswith("counter packets ")
-    assert chains == {8081: "ways", 8082: "ways", 8083: "ways", 8084: "ways", 8085: "grave"}
+    assert chains == {8081: "ways", 8082: "ways", 8083: "ways", 8084: "ways", 8085: "grave", 8086: "ways"}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -124,7 +124,12 @@ def wish(to: str, client: str = "10.1.1.1", namespace: str | None = None) -> Wis
 
 def only(to: str) -> set[str]:
     """What is asked for the server, beside what is asked for any trace."""
-    return asked(wish(to))[0] - ALWAYS - {"pods * status.podIP=10.1.1.1"}
+    return asked(wish(to, "10.1.1.2"))[0] - ALWAYS - {"pods * status.podIP=10.1.1.2", "networkpolicies blue"}
+
+
+def test_policies_are_asked_for_where_the_pod_with_an_address_is() -> None:
+    assert "networkpolicies blue" in asked(wish("no/node-2", "10.1.1.2"))[0]
+    assert "networkpolicies shop" in asked(wish("10.1.2.2:8080", "10.1.1.2"))[0]
 
 
 PAYMENTS = {

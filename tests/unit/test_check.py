@@ -71,13 +71,26 @@ def test_a_name_from_the_kernel_cannot_inject_terminal_codes() -> None:
 
 def test_all_capabilities() -> None:
     [fact] = _capabilities("Name:\tk8snet\nCapEff:\t000001ffffffffff\n")
-    assert (fact.ok, fact.detail) == (True, "NET_ADMIN SYS_PTRACE SYS_ADMIN PERFMON BPF")
+    assert (fact.ok, fact.detail) == (True, "NET_ADMIN NET_RAW SYS_PTRACE SYS_ADMIN PERFMON BPF")
+
+
+def test_sys_admin_is_enough_to_load_and_attach() -> None:
+    """Kernels before 5.8 have nothing else."""
+    facts = _capabilities(f"CapEff:\t{1 << 12 | 1 << 13 | 1 << 19 | 1 << 21:016x}\n")
+    assert [(fact.name, fact.ok, fact.detail) for fact in facts] == [
+        ("capabilities", True, "NET_ADMIN NET_RAW SYS_PTRACE SYS_ADMIN")
+    ]
+
+
+def test_without_net_raw_something_can_be_traced_and_its_price_is_told() -> None:
+    facts = _capabilities(f"CapEff:\t{0x1FFFFFFFFFF & ~(1 << 13):016x}\n")
+    assert [fact.name for fact in facts if not fact.ok and not fact.required] == ["capability NET_RAW"]
 
 
 def test_no_capability_at_all_is_told_one_by_one() -> None:
     facts = _capabilities("CapEff:\t0000000000000000\n")
     assert [fact.name for fact in facts if fact.required] == ["capability PERFMON", "capability BPF"]
-    assert len(facts) == 5
+    assert len(facts) == 6
     assert not any(fact.ok for fact in facts)
 
 

@@ -72,9 +72,13 @@ def offered(*words: str) -> tuple[str, list[str]]:
         pytest.param(["trace", "--to", "shop/svc/web:h"], "words", ["shop/svc/web:http"], id="port"),
         pytest.param(["trace", "--to", "shop/ep/web:"], "words", [f"shop/ep/web:{p}" for p in (8080, "http")], id="ep"),
         pytest.param(["trace", "--to", "shop/web-1:h"], "words", ["shop/web-1:http"], id="pod-ports"),
-        pytest.param(["trace", "--to", "no/node-1:"], "words", ["no/node-1:30080"], id="node-ports"),
+        pytest.param(
+            ["trace", "--to", "no/node-1:"], "words", ["no/node-1:30080", "no/node-1:30081"], id="node-ports"
+        ),
         pytest.param(["trace", "-n", "shop", "--from", "ca"], "words", ["cart"], id="namespace-given"),
         pytest.param(["trace", "--namespace=kube-system", "--to=kube-d"], "words", ["--to=kube-dns"], id="ns"),
+        pytest.param(["watch", "shop/c"], "words", ["shop/cart"], id="watched-pod"),
+        pytest.param(["watch", "--until", "NO_REP"], "words", ["NO_REPLY"], id="finding"),
         pytest.param(["nonsense", "--from", "s"], "words", [], id="no-such-command"),
     ],
 )  # fmt: skip
@@ -117,7 +121,7 @@ def test_the_api_is_asked_where_there_is_no_file(
 
 
 def test_no_secret_command_is_offered(inventory: Path) -> None:
-    commands = ["agent", "check", "cleanup", "completion", "install", "join", "lab", "map", "trace"]
+    commands = ["agent", "check", "cleanup", "completion", "install", "join", "lab", "map", "replay", "trace", "watch"]
     assert offered("") == ("words", commands)
 
 

@@ -16,7 +16,17 @@ from typing import Final
 import pytest
 
 from k8snet.cluster.interfaces import Interface, Owner, Role, Spot, World
-from k8snet.cluster.inventory import Endpoint, Inventory, Node, Pod, Service, ServicePort
+from k8snet.cluster.inventory import (
+    Endpoint,
+    Inventory,
+    NetworkPolicy,
+    Node,
+    Pod,
+    PolicyRule,
+    Selector,
+    Service,
+    ServicePort,
+)
 from k8snet.event import FiveTuple
 from k8snet.expected import MOST, Pair, Terrain, expected
 from k8snet.kernel.lookups import Answers
@@ -70,15 +80,12 @@ class Kernel:
 
     tables: dict[int, list[tuple[str, Route]]]
     refused: dict[tuple[int, int], int] = field(default_factory=dict)  # (netns, iif): errno
-    guessed: dict[tuple[int, int], Route] = field(default_factory=dict)  # likewise, with the entry that may be meant
     asked: list[RouteQuestion] = field(default_factory=list)
 
     def route(self, question: RouteQuestion) -> Route:
         self.asked.append(question)
         if error := self.refused.get((question.netns, question.iif)):
             return Route(error)
-        if guess := self.guessed.get((question.netns, question.iif)):
-            return guess
         fit = [(ip_network(p), r) for p, r in self.tables[question.netns] if question.to in ip_network(p)]
         if not fit:
             return Route(errno.ENETUNREACH)
@@ -336,6 +343,43 @@ def test_a_local_policy_without_a_local_endpoint_drops() -> None:
     assert (found.fate, way(found)[0][-1]) == ("dropped", "node-1 dropped")
 
 
+def test_a_local_policy_binds_another_node_and_not_a_pod() -> None:
+    inventory = stage(endpoint("10.244.1.11"), node_port=30080)
+    inventory = replace(inventory, services=(replace(inventory.services[0], external_local=True),))
+    door = ip_address("192.168.50.2"), 30080, "tcp"
+    assert bridged().expect(inventory, Pair(CLIENT, CART, *door)).fate == "served"
+    found = bridged().expect(inventory, Pair(ip_address("192.168.50.1"), NODE1, *door))
+    assert (found.fate, way(found)[0][-1]) == ("dropped", "node-2 dropped")
+    assert found.ways[0].request[-1].why == "kube-proxy: externalTrafficPolicy: Local, and no endpoint here"
+
+
+def test_ipvs_refuses_what_the_other_modes_drop() -> None:
+    made = bridged()
+    made.interfaces.append(card(NODE1, 7, "kube-ipvs0", "dummy", str(VIP)))
+    found = made.expect(stage(endpoint("10.244.2.11", "node-2"), internal_local=True), to_service())
+    assert (found.fate, way(found)[0][-1]) == ("rejected", "node-1 refused")
+    assert found.ways[0].request[-1].why == "kube-proxy: internalTrafficPolicy: Local, and no endpoint here"
+
+
+def test_policies_of_both_pods_are_told_with_the_way_to_each_backend() -> None:
+    closed = NetworkPolicy("shop", "closed", Selector(), ingress=True, egress=True, egress_rules=(PolicyRule(),))
+    known = replace(stage(endpoint("10.244.1.11"), endpoint("10.244.2.11", "node-2")), policies=(closed,))
+    found = bridged().expect(known, to_service())
+    said = [[(a.way, a.pod, a.port, a.denied) for a in w.policies] for w in found.ways]
+    leaves = ("egress", "shop/cart", "port 8080/TCP", False)
+    assert said == [
+        [leaves, ("ingress", "shop/web-1", "port 8080/TCP", True)],
+        [leaves, ("ingress", "shop/web-3", "port 8080/TCP", True)],
+    ]
+
+
+def test_a_masqueraded_client_is_nobody_that_a_policy_of_ingress_could_name() -> None:
+    closed = NetworkPolicy("shop", "closed", Selector(), ingress=True, egress=False)
+    known = replace(stage(endpoint("10.244.1.11"), node_port=30080), policies=(closed,))
+    found = bridged().expect(known, Pair(CLIENT, CART, ip_address("192.168.50.2"), 30080, "tcp"))
+    assert (found.fate, found.ways[0].policies) == ("served", ())
+
+
 def test_a_missing_route_is_told_where_it_is_missing() -> None:
     made = bridged()
     del made.kernel.tables[NODE1][1]
@@ -352,17 +396,6 @@ def test_a_way_back_by_another_cable_is_refused_by_rp_filter(error: int) -> None
     found = made.expect(stage(), to_pod("10.244.2.11"))
     assert way(found)[1][-2:] == ["node-1 in eth1", "node-1 route!"]
     assert "it would answer 10.244.2.11 by eth0 and not by eth1: rp_filter" in (found.ways[0].reply[-1].problem or "")
-
-
-def test_a_blackhole_beside_the_way_is_not_taken_for_rp_filter() -> None:
-    """rtnetlink knows a blackhole by its errno, which rp_filter has too."""
-    made = bridged()
-    made.interfaces += [card(NODE1, 6, "eth1", to=(NODE2, 6)), card(NODE2, 6, "eth1", to=(NODE1, 6))]
-    made.kernel.tables[NODE2][1] = via("10.244.1.0/24", "eth1", "192.168.50.1")
-    made.kernel.guessed[NODE1, 6] = Route(errno.EINVAL, "blackhole", "10.244.1.0/24")
-    problem = made.expect(stage(), to_pod("10.244.2.11")).ways[0].reply[-1].problem or ""
-    assert "rp_filter" in problem
-    assert "blackhole" not in problem
 
 
 def test_a_refusal_with_the_same_way_back_is_not_put_down_to_rp_filter() -> None:

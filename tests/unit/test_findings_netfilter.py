@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from k8snet.cluster.inventory import Inventory, NetworkPolicy, PolicyPort, PolicyRule, Selector
 from k8snet.event import CtStatus, Encap, Event
 from k8snet.findings.case import Case
 from k8snet.findings.diagnose import diagnose
@@ -17,6 +20,7 @@ from unit.story import (
     CLIENT,
     CONFIRMED,
     DNAT_DONE,
+    INVENTORY,
     NETFILTER_DROP,
     NO_SOCKET,
     NODE,
@@ -169,6 +173,59 @@ def test_a_program_that_enforces_policies_from_a_queue_is_named() -> None:
 def test_another_program_behind_a_queue_is_no_policy() -> None:
     (finding,) = queued("suricata")
     assert finding.code == "KERNEL_DROP"
+
+
+WEB_POD = next(pod for pod in INVENTORY.pods if pod.key == "shop/web-1")
+
+
+def selecting(name: str, *rules: PolicyRule, port: int | None = None) -> NetworkPolicy:
+    """A policy of shop/web-1, that allows no ingress but what these rules, or this port, say."""
+    allowed = (*rules, *((PolicyRule(ports=(PolicyPort("TCP", port),)),) if port else ()))
+    return NetworkPolicy("shop", name, Selector((("app", "web"),)), ingress=True, egress=False, ingress_rules=allowed)
+
+
+def with_policies(*policies: NetworkPolicy) -> dict[str, Inventory]:
+    """The stage with these objects, and the label that they select."""
+    pods = tuple(replace(p, labels=(("app", "web"),)) if p is WEB_POD else p for p in INVENTORY.pods)
+    return {"inventory": replace(INVENTORY, pods=pods, policies=policies)}
+
+
+def test_the_objects_say_why_the_rule_is_there() -> None:
+    denial = Denial("Calico", "ingress", (Policy("shop/web-only"),))
+    end = rule(END_OF_TIER, "cali-tw-veth1", owner="Calico", denial=denial)
+    (finding,) = named(*syn_dropped(), rule=end, **with_policies(selecting("web-only", port=9090)))
+    assert finding.evidence[-1] == (
+        "inventory: no NetworkPolicy allows ingress to pod shop/web-1 from pod shop/cart, port 8080/TCP, "
+        "and NetworkPolicy shop/web-only selects it for ingress"
+    )
+    (finding,) = named(*syn_dropped(), rule=end, **with_policies(selecting("web-only", port=8080)))
+    assert finding.evidence[-1].startswith("inventory: NetworkPolicy shop/web-only allows ingress to pod shop/web-1")
+    assert finding.also[0].startswith("the NetworkPolicies allow it by now")
+
+
+def test_policies_that_no_rule_names_are_named_by_the_objects() -> None:
+    denied = rule("drop", "postrouting", denial=Denial("kube-network-policies", "ingress"))
+    (finding,) = named(*syn_dropped(), rule=denied, **with_policies(selecting("web-only"), selecting("other", port=1)))
+    assert finding.title.endswith(
+        "NetworkPolicy shop/web-only and NetworkPolicy shop/other do not allow ingress to pod shop/web-1"
+    )
+    (finding,) = named(*syn_dropped(), rule=denied, **with_policies(selecting("web-only", PolicyRule())))
+    assert finding.title.endswith("the network policies in postrouting do not allow ingress to pod shop/web-1")
+
+
+def test_a_drop_without_a_name_may_be_a_policys() -> None:
+    (finding,) = named(*syn_dropped(), rule=rule("drop", "x"), **with_policies(selecting("web-only")))
+    assert (finding.code, finding.also) == ("RULE_DROP", ())
+    (finding,) = findings(*syn_dropped(), **with_policies(selecting("web-only")))
+    assert finding.code == "KERNEL_DROP"
+    assert finding.also == (
+        "no NetworkPolicy allows ingress to pod shop/web-1 from pod shop/cart, port 8080/TCP, "
+        "and NetworkPolicy shop/web-only selects it for ingress",
+    )
+
+
+def test_a_served_flow_hears_nothing_of_policies() -> None:
+    assert findings(*syn_to_backend(), *syn_ack_to_client(), **with_policies(selecting("web-only"))) == []
 
 
 # --- conntrack's INVALID ---------------------------------------------------------------------------------------------

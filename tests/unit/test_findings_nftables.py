@@ -67,8 +67,18 @@ def test_an_element_of_no_endpoint_services_is_a_service_without_endpoints(inven
 def test_a_local_policy_without_local_endpoints_is_a_rule_of_kube_proxy() -> None:
     text = 'vmap @no-endpoint-services { 10.96.0.80 . tcp . 80 comment "shop/web:http" : drop }'
     (finding,) = found(refused(VIP)[:3], rule("service-endpoints-check", text, rejects=False))
-    assert finding.code == "RULE_DROP"
-    assert "Service shop/web, port http, has no endpoint on this node" in finding.why
+    assert finding.code == "NO_LOCAL_ENDPOINTS"
+    assert finding.title.startswith("DROPPED on node-1: Service shop/web:http has no endpoint on this node")
+
+
+def test_a_map_whose_element_is_not_known_tells_by_what_it_did() -> None:
+    text = "ip daddr . meta l4proto . th dport vmap @no-endpoint-services"
+    for events, rejects, code in (
+        (refused(EMPTY), True, "NO_ENDPOINTS"),
+        (refused(VIP)[:3], False, "NO_LOCAL_ENDPOINTS"),
+    ):
+        (finding,) = found(events, rule("service-endpoints-check", text, rejects=rejects), Inventory())
+        assert finding.code == code
 
 
 def test_a_clusterip_that_nothing_translated_is_refused_by_the_last_rule() -> None:

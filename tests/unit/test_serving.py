@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from k8snet.cluster.file import inventory
 from k8snet.cluster.inventory import Service
-from k8snet.cluster.serving import Answer, Door, Fate, answer
+from k8snet.cluster.serving import Answer, Door, Fate, answer, door_of
 
 DATA = Path(__file__).parents[1] / "data"
 KNOWN = inventory([json.loads((DATA / "kube-api" / f"{kind}.json").read_text())
@@ -53,6 +54,27 @@ def test_a_local_policy_without_a_local_endpoint_drops(name: str, door: Door, ex
     rules = (DATA / "kube-proxy" / "iptables-nft-save.txt").read_text()
     assert f"shop/{name}:http has no local endpoints" in rules
     assert "shop/web:http has no" not in rules
+
+
+def test_ipvs_has_no_rule_to_drop_it_and_refuses_at_the_clusterip_alone() -> None:
+    """pkg/proxy/ipvs/proxier.go, syncEndpoint."""
+    inner, outer = service("int-local"), service("np-local")
+    assert answer(inner, inner.ports[0], "node-1", is_ipvs=True) == Answer(
+        Fate.REJECTED, policy="internalTrafficPolicy"
+    )
+    assert answer(outer, outer.ports[0], "node-1", Door.OUTSIDE, is_ipvs=True).fate is Fate.SERVED
+
+
+@pytest.mark.parametrize(
+    ("address", "within", "expected"),
+    [
+        pytest.param("10.96.0.84", False, Door.INSIDE, id="ClusterIP"),
+        pytest.param("10.9.9.2", True, Door.OUTSIDE_FROM_WITHIN, id="a-pod-at-a-node-port"),
+        pytest.param("10.9.9.2", False, Door.OUTSIDE, id="another-machine-at-a-node-port"),
+    ],
+)
+def test_the_door_depends_on_the_address_and_on_who_asks(address: str, within: bool, expected: Door) -> None:
+    assert door_of(service("np-local"), ip_address(address), within=within) is expected
 
 
 @pytest.mark.parametrize("door", [Door.INSIDE, Door.OUTSIDE_FROM_WITHIN])

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
+from k8snet.cluster.allowance import Allowance, allowances
 from k8snet.cluster.interfaces import PAIRS, Interface, Role, World
 from k8snet.cluster.inventory import Endpoint, Inventory, Service, ServicePort
-from k8snet.cluster.serving import Answer, Door, Fate, answer
-from k8snet.event import Address
+from k8snet.cluster.serving import Answer, Door, Fate, answer, door_of
+from k8snet.event import Address, end_of
 from k8snet.findings.case import pod_name
 from k8snet.kernel.lookups import Answers
 from k8snet.kernel.rtnetlink import Route, RouteQuestion
@@ -30,6 +31,7 @@ _DOWN: Final = ("down", "lowerlayerdown", "notpresent")
 _TUNNELS: Final = ("vxlan", "ipip", "ip6tnl", "sit", "gre", "gretap", "geneve", "wireguard")
 _BY_NEXT_HOP: Final = ("ipip", "sit")  # without a remote end of their own the next hop is the tunnel's other end
 _ANY_MAC: Final = "00:00:00:00:00:00"
+_IPVS: Final = "kube-ipvs0"  # the device that kube-proxy's IPVS mode puts all Services' addresses on
 _PASTS: Final = ("macvlan", "ipvlan", "macvtap", "ipvtap")
 
 
@@ -189,8 +191,6 @@ class _Walk:
         """By the device that the routing names."""
         route = self._ask(question)
         device = self.terrain.device(here, route.device)
-        if route.error and route.type and question.iif and not self._ask(RouteQuestion(here, self.to)).error:
-            route = Route(route.error)  # that entry is not in its way: the errno is about where it comes from
         if route.error or device is None:
             said = f"{route} ({os.strerror(route.error)})" if route.error and route.type else str(route)
             problem = f"the routing answers: {said}{self._hint(route, question)}"
@@ -318,7 +318,7 @@ class _Walk:
             self.to = self.server = made.endpoint.ip
             self.server_port = made.endpoint.port
             self._step(here, None, hook, f"an endpoint of svc/{made.service.key}",
-                       nat=f"DNAT to {_end(made.endpoint.ip, made.endpoint.port)}")  # fmt: skip
+                       nat=f"DNAT to {end_of(made.endpoint.ip, made.endpoint.port)}")  # fmt: skip
             return True
         if self.masqueraded is not None and self.to == self.masqueraded and self.client is not None:
             self.to = self.client
@@ -352,7 +352,7 @@ class _Walk:
         self.source = self.server = made.address
         self.server_port = made.port
         self._step(here, None, "postrouting", "where it was translated",
-                   nat=f"DNAT undone: from {_end(made.address, made.port)}")  # fmt: skip
+                   nat=f"DNAT undone: from {end_of(made.address, made.port)}")  # fmt: skip
 
     def _masquerade(self, here: int, device: Interface, next_hop: Address) -> Address | None:
         """As the kernel chooses (inet_select_addr): of the device, of the next hop's network; else of any device."""
@@ -409,7 +409,7 @@ class _Walk:
                 pod=pod_name(owner, here),
                 device=device,
                 direction=direction,
-                address=_end(self.server, self.server_port),
+                address=end_of(self.server, self.server_port),
                 nat=nat,
                 why=why,
                 problem=problem,
@@ -445,9 +445,11 @@ def expected(pair: Pair, terrain: Terrain, answers: Answers) -> tuple[Expected, 
         note = f"no node on this machine is known to translate {pair.server} for {pair.client}"
         found = Expected("unknown", service.key, ways=(replace(way, backend=None, reply=()),), notes=(note,))
         return found, frozenset(wanted)
-    door = Door.INSIDE if pair.server in service.cluster_ips else Door.OUTSIDE_FROM_WITHIN
+    # A pod, or the node itself: whatever else comes from another machine, or another node, comes from outside.
+    within = pair.netns == place or terrain.world.owner(pair.netns).role is Role.POD
+    door = door_of(service, pair.server, within=within)
     own = replace(port, endpoints=tuple(e for e in port.endpoints if e.ip.version == pair.server.version))
-    said = answer(service, own, terrain.node(place), door)
+    said = answer(service, own, terrain.node(place), door, is_ipvs=terrain.device(place, _IPVS) is not None)
     if said.fate is not Fate.SERVED:
         way = _nowhere(pair, terrain, answers, wanted, place, service, said)
         return Expected(said.fate.value, service.key, ways=(way,)), frozenset(wanted)
@@ -481,12 +483,10 @@ def _service(pair: Pair, inventory: Inventory) -> tuple[Service, ServicePort | N
         if not ports and pair.protocol != "icmp":
             return None
         return service, ports[0] if len(ports) == 1 else None, False
-    if pair.server in inventory.node_by_ip and pair.port is not None:
-        for service in inventory.services:
-            for port in service.ports:
-                if port.node_port == pair.port and fits(port) and pair.protocol != "icmp":
-                    return service, port, True
-    return None
+    if pair.port is None or pair.protocol == "icmp":
+        return None
+    found = inventory.node_port_at(pair.server, pair.port, protocol)
+    return (*found, True) if found else None
 
 
 def _translator(pair: Pair, terrain: Terrain, is_node_port: bool) -> int | None:
@@ -510,7 +510,7 @@ def _way(pair: Pair, terrain: Terrain, answers: Answers, wanted: set[RouteQuesti
     out = _Walk(terrain, answers, wanted, pair.client, pair.server, pair.server, asked, made)
     _walk(lambda: out.begin(pair.netns or 0), unknown)
     backend = _party(terrain.inventory, *((made.endpoint.ip, made.endpoint.port) if made else (pair.server, pair.port)))
-    way = Way(backend, tuple(out.steps), (), tuple(unknown))
+    way = Way(backend, tuple(out.steps), (), tuple(unknown), _policies(pair, terrain.inventory, out, made))
     if out.arrived is None and out.last is None:
         return way
     back = _Walk(
@@ -524,6 +524,13 @@ def _way(pair: Pair, terrain: Terrain, answers: Answers, wanted: set[RouteQuesti
         entry = out.last
         _walk(lambda: back.enter(entry, _own_address(terrain, entry) or pair.client, sure=False), unknown)
     return replace(way, reply=tuple(back.steps), unknown=tuple(dict.fromkeys(unknown)))
+
+
+def _policies(pair: Pair, inventory: Inventory, out: _Walk, made: _Translation | None) -> tuple[Allowance, ...]:
+    """Behind the Service: policies are about pods. A masqueraded client is nobody that a rule of ingress could name."""
+    server, port = (made.endpoint.ip, made.endpoint.port) if made else (pair.server, pair.port)
+    said = allowances(inventory, pair.client, server, port, pair.protocol)
+    return tuple(a for a in said if a.way == "egress" or out.masqueraded is None)
 
 
 def _own_address(terrain: Terrain, device: Interface) -> Address | None:
@@ -549,14 +556,10 @@ def _nowhere(
     if pair.netns != place and first is None:
         return Way(None, tuple(out.steps), (), tuple(unknown))  # it does not even come to the node
     kept = out.steps[: first + 1] if first is not None else []
-    why = (
-        f"svc/{service.key} has no endpoints"
-        if said.fate is Fate.REJECTED
-        else f"{said.policy}: Local, and no endpoint here"
-    )
+    why = f"{said.policy}: Local, and no endpoint here" if said.policy else f"svc/{service.key} has no endpoints"
     end = "refused" if said.fate is Fate.REJECTED else "dropped"
     owner = terrain.world.owner(place)
-    address = _end(pair.server, pair.port)
+    address = end_of(pair.server, pair.port)
     last = Step(place, owner.node, None, None, end, address, why=f"kube-proxy: {why}")
     return Way(None, (*kept, last))
 
@@ -573,9 +576,3 @@ def _party(inventory: Inventory, address: Address, port: int | None) -> Party:
     pod = inventory.pod_by_ip.get(address)
     node = inventory.node_by_ip.get(address)
     return Party(str(address), port, pod.key if pod else None, pod.node if pod else node.name if node else None)
-
-
-def _end(address: Address, port: int | None) -> str:
-    if port is None:
-        return str(address)
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from k8snet.cluster.inventory import Inventory
+from k8snet.event import end_of
 from k8snet.report import Difference, Expected, Hop, Path, Report, Step, Verdict, Way
 
 _ICMP: Final = (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
@@ -62,7 +63,7 @@ def _another_backend(found: Expected, way: Way, report: Report, inventory: Inven
         return None
     step = replace(step, nat=f"DNAT to one of {found.endpoints} endpoints" if found.endpoints > 1 else step.nat)
     return Difference(
-        "request", step, f"DNAT to {_end(backend.ip, backend.port)}, which is no endpoint of svc/{found.service}"
+        "request", step, f"DNAT to {end_of(backend.ip, backend.port)}, which is no endpoint of svc/{found.service}"
     )
 
 
@@ -145,7 +146,7 @@ def _fits(step: Step, hop: Hop, *, reply: bool) -> bool:
     ip, port = (header.saddr, header.sport) if reply else (header.daddr, header.dport)
     if step.address is None or step.address == str(ip):
         return True
-    return step.address == _end(str(ip), port) or (header.protocol in _ICMP and step.address.startswith(str(ip)))
+    return step.address == end_of(str(ip), port) or (header.protocol in _ICMP and step.address.startswith(str(ip)))
 
 
 def _words(hop: Hop, *, reply: bool) -> str:
@@ -154,11 +155,7 @@ def _words(hop: Hop, *, reply: bool) -> str:
     if hop.verdict:
         return f"{hop.verdict} ({where} of {place})"
     header = hop.header
-    end = f"from {_end(str(header.saddr), header.sport)}" if reply else f"to {_end(str(header.daddr), header.dport)}"
+    end = (
+        f"from {end_of(str(header.saddr), header.sport)}" if reply else f"to {end_of(str(header.daddr), header.dport)}"
+    )
     return f"{where} of {place}, {end}"
-
-
-def _end(ip: str, port: int | None) -> str:
-    if not port:
-        return ip
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"

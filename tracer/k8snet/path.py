@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from k8snet.cluster.interfaces import Owner, Role
-from k8snet.event import Encap, Event, FiveTuple, ProbeId
+from k8snet.event import Encap, Event, FiveTuple, ProbeId, end_of
 from k8snet.findings.case import Death, pod_name
 from k8snet.flow.model import AT_DEVICE, Direction, Packet
 from k8snet.report import Hop
@@ -32,12 +32,31 @@ def hops(
     chains: str | None = None,
     asked: FiveTuple | None = None,
 ) -> tuple[Hop, ...]:
-    """The way of `packet`; `chains` are the NAT chains that chose the backend, for the DNAT line.
+    """The way of `packet`, as `sightings` has it, with its death where it was seen last."""
+    way = [hop for _, hop in sightings(packet, surface, death, chains, asked)]
+    if death is not None and len(way) > 1:
+        here, end = way[-2:]
+        # What dies at a device died coming in by it, or going out: where it was seen there last.
+        if end.device and (here.netns, here.device) == (end.netns, end.device):
+            way[-2:] = [replace(here, verdict=end.verdict, detail=end.detail)]
+        elif (here.netns, here.direction, end.direction) == (end.netns, "out", "in"):
+            way[-1] = replace(end, direction="out")  # from device to device, deeper down: a tunnel's, a bridge's port
+    return tuple(way)
+
+
+def sightings(
+    packet: Packet,
+    surface: Surface,
+    death: Death | None = None,
+    chains: str | None = None,
+    asked: FiveTuple | None = None,
+) -> list[tuple[Event, Hop]]:
+    """Each hop of `packet` with the event that showed it; `chains`: what chose the backend, for the DNAT line.
 
     `asked`: what the client's process asked for, where the packet begins or ends in its netns: that netns may translate
     it before the first device or after the last.
     """
-    way: list[Hop] = []
+    way: list[tuple[Event, Hop]] = []
     start = packet.first.ktime_ns
     before = asked if packet.direction is Direction.REQUEST else None
     last: Event | None = None
@@ -47,23 +66,15 @@ def hops(
         way += _translation(packet, before, event, start, surface, chains, local=not way)
         before, last = event.packet, event
         direction = "out" if event.probe is ProbeId.NET_DEV_QUEUE else "in"
-        way.append(_hop(event, surface, _us(event, start), direction, event.packet, device=event.ifname))
+        way.append((event, _hop(event, surface, _us(event, start), direction, event.packet, device=event.ifname)))
     if death is not None and death.event.packet is not None:
         way += _translation(packet, before, death.event, start, surface, chains, local=not way)
-        end = _death_hop(death, surface, _us(death.event, start), death.event.packet)
-        here = way[-1] if way else None
-        # What dies at a device died coming in by it, or going out: where it was seen there last.
-        if here and end.device and (here.netns, here.device) == (end.netns, end.device):
-            way[-1] = replace(here, verdict=end.verdict, detail=end.detail)
-        elif here and (here.netns, here.direction, end.direction) == (end.netns, "out", "in"):
-            way.append(replace(end, direction="out"))  # from device to device, deeper down: a tunnel's, a bridge's port
-        else:
-            way.append(end)
+        way.append((death.event, _death_hop(death, surface, _us(death.event, start), death.event.packet)))
     elif asked is not None and last is not None and last.packet is not None and packet.direction is Direction.REPLY:
         nat = _nat(packet.direction, last.packet, asked.reversed())
         if nat is not None:
-            way.append(_hop(last, surface, _us(last, start), "input", asked.reversed(), nat=nat))
-    return tuple(way)
+            way.append((last, _hop(last, surface, _us(last, start), "input", asked.reversed(), nat=nat)))
+    return way
 
 
 def _us(event: Event, start_ns: int) -> float:
@@ -79,7 +90,7 @@ def _translation(
     chains: str | None,
     *,
     local: bool,
-) -> list[Hop]:
+) -> list[tuple[Event, Hop]]:
     """A hop of its own for the NAT between two devices, at the time of the event that showed it.
 
     `local`: there was no device before.
@@ -92,7 +103,7 @@ def _translation(
         return []
     hook = "postrouting" if nat.startswith(("SNAT to", "DNAT undone")) else "output" if local else "prerouting"
     detail = chains if nat.startswith("DNAT to") else None
-    return [_hop(event, surface, _us(event, start_ns), hook, header, nat=nat, detail=detail)]
+    return [(event, _hop(event, surface, _us(event, start_ns), hook, header, nat=nat, detail=detail))]
 
 
 def _way(packet: Packet, surface: Surface) -> list[Event]:
@@ -111,19 +122,12 @@ def _nat(direction: Direction, before: FiveTuple, now: FiveTuple) -> str | None:
     """What translated the header since the hop before, in words; None when nothing did."""
     steps = []
     if (before.daddr, before.dport) != (now.daddr, now.dport):
-        to = _end(now.daddr, now.dport)
+        to = end_of(now.daddr, now.dport)
         steps.append(f"DNAT to {to}" if direction is Direction.REQUEST else f"SNAT undone: to {to}")
     if (before.saddr, before.sport) != (now.saddr, now.sport):
-        source = _end(now.saddr, now.sport)
+        source = end_of(now.saddr, now.sport)
         steps.append(f"SNAT to {source}" if direction is Direction.REQUEST else f"DNAT undone: from {source}")
     return ", ".join(steps) or None
-
-
-def _end(address: object, port: int) -> str:
-    text = str(address)
-    if not port:
-        return text
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
 def _hop(

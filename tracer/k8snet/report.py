@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from k8snet.cluster.allowance import Allowance
 from k8snet.event import FiveTuple
 
 
@@ -42,7 +43,7 @@ class Party:
     port: int | None = None
     pod: str | None = None  # namespace/name
     node: str | None = None
-    service: str | None = None  # namespace/name, when `ip` is a service's
+    service: str | None = None  # namespace/name, when `ip` is a service's, or it is a NodePort
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,7 @@ class Way:
     request: tuple[Step, ...] = ()
     reply: tuple[Step, ...] = ()
     unknown: tuple[str, ...] = ()  # what is not known of it, and why
+    policies: tuple[Allowance, ...] = ()  # what the NetworkPolicies of the two pods say of such a connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,40 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
+class DnsQuery:
+    """One DNS query, however often it was sent."""
+
+    at: float  # seconds since the first query of the report
+    name: str | None  # in lower case; what is not printable, and dots within labels, as in a zone file
+    type: str | None
+    protocol: str  # "udp" or "tcp"
+    server: Party  # who was asked
+    rcode: str | None  # of the answer that the client could take; None: there was none
+    seconds: float | None  # from the first try to that answer, at the client
+    tries: int
+    answered_by: Party | None  # who sent an answer, whether or not the client could take it
+    truncated: bool  # the answer did not fit: the client is to ask again over TCP
+
+
+@dataclass(frozen=True, slots=True)
+class DnsResolver:
+    """What the client's /etc/resolv.conf says."""
+
+    nameservers: tuple[str, ...]
+    search: tuple[str, ...]
+    options: str  # without those that are the default
+
+
+@dataclass(frozen=True, slots=True)
+class DnsView:
+    """What was asked of DNS, and what became of it."""
+
+    queries: tuple[DnsQuery, ...]
+    total: int  # so many there were
+    resolver: DnsResolver | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A flow, its path and its findings."""
 
@@ -187,3 +223,4 @@ class Report:
     rule_naming: str = "off"  # "nftrace", "nflog", "counters", "off", or why it could not be had
     notes: tuple[str, ...] = ()  # what the reader should know of the trace itself ("attached late", "read-only")
     expected: Expected | None = None  # None: nothing could be said beforehand
+    dns: DnsView | None = None  # None: no query of DNS was seen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 
+from k8snet.cluster.inventory import PROTOCOLS as SERVICE_PROTOCOLS
 from k8snet.event import Address, FiveTuple
 from k8snet.findings.case import Case, Death
 from k8snet.findings.catalogue import FINDINGS
@@ -55,7 +56,7 @@ def summarise(
     case, own = _representative(found, findings)
     return Report(
         verdict=_verdict(case, own, lost),
-        flow=_view(case, asked),
+        flow=flow_view(case, asked.protocol),
         paths=_paths(case, own, surface, chains),
         findings=tuple(findings),
         connections=len(cases),
@@ -93,18 +94,22 @@ def _verdict(case: Case, findings: Sequence[Finding], lost: Mapping[str, int]) -
     return Verdict.LOST_EVENTS if any(lost.values()) else Verdict.NO_REPLY
 
 
-def _view(case: Case, asked: FlowView) -> FlowView:
+def flow_view(case: Case, protocol: str) -> FlowView:
+    """Who talks to whom; `protocol`: what was asked for, "icmp" has no ports."""
     flow = case.flow
     inventory = case.around.inventory
     backend = None
     if case.backend is not None:
         address, port = case.backend
-        backend = party(case, address, port if asked.protocol != "icmp" else None)
-    client = party(case, flow.original.saddr, flow.original.sport if asked.protocol != "icmp" else None)
+        backend = party(case, address, port if protocol != "icmp" else None)
+    client = party(case, flow.original.saddr, flow.original.sport if protocol != "icmp" else None)
     service = inventory.service_at(flow.original.daddr, flow.original.dport)
+    if service is None and flow.original.protocol in SERVICE_PROTOCOLS:
+        transport = SERVICE_PROTOCOLS[flow.original.protocol]
+        service, _ = inventory.node_port_at(flow.original.daddr, flow.original.dport, transport) or (None, None)
     server = Party(
         ip=str(flow.original.daddr),
-        port=flow.original.dport or None if asked.protocol != "icmp" else None,
+        port=flow.original.dport or None if protocol != "icmp" else None,
         pod=pod.key if (pod := inventory.pod_by_ip.get(flow.original.daddr)) else None,
         node=None,
         service=service.key if service else None,
@@ -115,7 +120,7 @@ def _view(case: Case, asked: FlowView) -> FlowView:
     return FlowView(
         client=client,
         server=server,
-        backend=backend if service is not None or flow.dnat is not None else None,
+        backend=backend if flow.dnat is not None else None,
         protocol=PROTOCOLS.get(flow.original.protocol, str(flow.original.protocol)),
         original=flow.ct_orig or flow.original,
         reply=flow.ct_reply,
@@ -149,7 +154,7 @@ def _paths(case: Case, findings: Sequence[Finding], surface: Surface, chains: Ma
                 packet=label(chosen),
                 number=next(i for i, p in enumerate(alike, 1) if p is chosen),
                 total=len(alike),
-                hops=hops(chosen, surface, death, chains.get(id(chosen)), _asked(case, chosen)),
+                hops=hops(chosen, surface, death, chains.get(id(chosen)), own_header(case, chosen)),
                 ended=_ended(case, chosen, death),
                 never_reached=_never_reached(case, chosen, death),
             )
@@ -157,7 +162,7 @@ def _paths(case: Case, findings: Sequence[Finding], surface: Surface, chains: Ma
     return tuple(paths)
 
 
-def _asked(case: Case, packet: Packet) -> FiveTuple | None:
+def own_header(case: Case, packet: Packet) -> FiveTuple | None:
     """What the client's process asked for, when this packet begins in its netns or has come back to it."""
     end = packet.first if packet.direction is Direction.REQUEST else packet.last
     home = end.netns == case.around.client_netns and not packet.is_icmp_error

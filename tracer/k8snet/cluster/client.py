@@ -69,7 +69,8 @@ class Client(Lookup):
     def external(self) -> Target:
         raise K8snetError(
             "a trace follows one client by its address, and 'external' is no address",
-            "name the client's address: --from 203.0.113.7; who is connected: conntrack -L, or the load balancer's log",
+            "name the client's address: --from 203.0.113.7; who tries to connect, through or not:\n"
+            "  tcpdump -nni any 'tcp[tcpflags] & tcp-syn != 0 and dst port 30080', or see the load balancer's log",
         )
 
     def no_client(self, what: str, *behind: Service | Endpoint) -> K8snetError:

@@ -7,6 +7,7 @@ more names work (`deploy/cart`, `ing/shop`) and may be missing.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,11 @@ from k8snet.event import Address
 KEPT: Final = 60.0
 
 Protocol = Literal["TCP", "UDP", "SCTP"]
+PROTOCOLS: Final[Mapping[int, Protocol]] = {
+    socket.IPPROTO_TCP: "TCP",
+    socket.IPPROTO_UDP: "UDP",
+    socket.IPPROTO_SCTP: "SCTP",
+}
 Labels = tuple[tuple[str, str], ...]
 WorkloadKind = Literal["deploy", "rs", "sts", "ds", "job", "cj"]
 
@@ -232,14 +238,43 @@ class Ingress:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyPeer:
+    """Whom a rule of a NetworkPolicy allows: the pods of both selectors, or an IP block."""
+
+    pods: Selector | None = None  # None: all pods of `namespaces`
+    namespaces: Selector | None = None  # None: the policy's own
+    block: str | None = None  # "10.0.0.0/8"
+    excepted: tuple[str, ...] = ()  # parts of the block that are not allowed
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPort:
+    """One port, or several, that a rule allows."""
+
+    protocol: Protocol
+    port: int | str | None = None  # a number, the name of a container's port, or None for all
+    end: int | None = None  # the last one, where it is a range
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """One rule of a NetworkPolicy: any of these peers at any of these ports; no peers, or no ports: all of them."""
+
+    peers: tuple[PolicyPeer, ...] = ()
+    ports: tuple[PolicyPort, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """One NetworkPolicy: which pods it is about, and in which direction. Not what it allows."""
+    """One NetworkPolicy: which pods it is about, in which direction, and what it allows there."""
 
     namespace: str
     name: str
     selector: Selector
     ingress: bool
     egress: bool
+    ingress_rules: tuple[PolicyRule, ...] = ()
+    egress_rules: tuple[PolicyRule, ...] = ()
 
     @property
     def key(self) -> str:
@@ -311,6 +346,22 @@ class Inventory:
         sharing = self.service_by_outer_ip.get(address, ())
         own = [service for service in sharing if any(p.port == port for p in service.ports)]
         return own[0] if own else sharing[0] if len(sharing) == 1 else None
+
+    def node_port_at(
+        self, address: Address, number: int, protocol: str | None = None
+    ) -> tuple[Service, ServicePort] | None:
+        """Whose NodePort this is, if the address is a node's; `protocol` as Services spell it, None: any."""
+        if address not in self.node_by_ip:
+            return None
+        return next(
+            (
+                (service, port)
+                for service in self.services
+                for port in service.ports
+                if port.node_port == number and protocol in (None, port.protocol)
+            ),
+            None,
+        )
 
     @cached_property
     def pod_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -30,6 +30,7 @@ _WORKLOADS: Final = {
     "job": "jobs",
     "cj": "cronjobs",
 }
+_OF_SERVICES: Final = (Query("services"), Query("endpointslices"), Query("networkpolicies"))
 _FEW: Final = 16  # a guess: pods that are asked for one by one
 
 
@@ -45,6 +46,8 @@ class Wish:
     pods_of: str = ""  # this node's pods: of this namespace, else of all
     seen: frozenset[Address] = frozenset()  # in packets, without a name
     wide: bool = False  # also what the names may have been meant to be
+    watched: tuple[Name, ...] = ()  # further clients
+    services: bool = False  # every Service with its endpoints and policies, as kube-proxy has them
 
 
 def needed(
@@ -52,7 +55,8 @@ def needed(
 ) -> frozenset[Query]:
     """What to ask; `asked` has been answered before (into `known`), or was not granted or understood (`refused`)."""
     found = _of_nodes(wish, known, asked)
-    names = [name for name in (wish.client, wish.server) if name is not None]
+    names = [name for name in (wish.client, wish.server, *wish.watched) if name is not None]
+    found |= set(_OF_SERVICES) if wish.services else set()
     for name in names:
         found |= set(_of_name(wish, name, known, asked))
     for address in wish.seen:
@@ -89,10 +93,12 @@ def _granted(query: Query, spaces: Iterable[str], refused: Collection[Query]) ->
 
 
 def _of_name(wish: Wish, name: Name, known: Inventory, asked: Collection[Query]) -> Iterator[Query]:
-    client = name is wish.client
+    client = name is not wish.server
     name = behind_dns(name, known)
     if name.address:
         yield from _of_address(name.address, known, asked, client=client)
+        pod = known.pod_by_ip.get(name.address)
+        yield from (Query("networkpolicies", pod.namespace),) if pod else ()
         if not client:
             yield from _of_services(_at(name, known), known, asked)
             if name.address in known.node_by_ip and name.port:

@@ -25,6 +25,9 @@ from k8snet.cluster.inventory import (
     Node,
     Owner,
     Pod,
+    PolicyPeer,
+    PolicyPort,
+    PolicyRule,
     Protocol,
     Route,
     Selector,
@@ -222,7 +225,12 @@ class _Object:
 
     def labels(self, path: str) -> Labels:
         """The map of strings at `path`, sorted."""
-        return tuple(sorted((str(key), str(value)) for key, value in (self.get(path, dict) or {}).items()))
+        return self._labels(self.body, path, "")
+
+    def _labels(self, body: Mapping[str, Any], path: str, where: str) -> Labels:
+        return tuple(
+            sorted((str(key), str(value)) for key, value in (self.pick(body, path, dict, where) or {}).items())
+        )
 
     def owner(self) -> Owner | None:
         """The controller that made this object; there is at most one (metav1.OwnerReference)."""
@@ -240,16 +248,28 @@ class _Object:
         return None
 
     def selector(self, path: str) -> Selector:
-        """The LabelSelector at `path`."""
+        """The LabelSelector at `path`; what is not there selects everything."""
+        return self.selector_in(self.body, path, "")
+
+    def selector_in(self, body: Mapping[str, Any], path: str, where: str) -> Selector:
+        """The same inside a part of the object that `where` names."""
         expressions = tuple(
             (
-                self.pick(part, "key", str, where) or "",
-                self.pick(part, "operator", str, where) or "",
-                tuple(map(str, self.pick(part, "values", list, where) or [])),
+                self.pick(part, "key", str, at) or "",
+                self.pick(part, "operator", str, at) or "",
+                tuple(map(str, self.pick(part, "values", list, at) or [])),
             )
-            for where, part in self.parts(self.body, f"{path}.matchExpressions")
+            for at, part in self.parts(body, f"{path}.matchExpressions", where)
         )
-        return Selector(self.labels(f"{path}.matchLabels"), expressions)
+        return Selector(self._labels(body, f"{path}.matchLabels", where), expressions)
+
+    def network(self, text: object, path: str) -> str:
+        """`text`, which must be a network."""
+        try:
+            ip_network(str(text))
+        except ValueError:
+            raise self.bad(path, f"is {text!r}, expected a network") from None
+        return str(text)
 
 
 def _pod(item: _Object) -> Pod:
@@ -346,12 +366,8 @@ def _node(item: _Object) -> Node:
         # Other types (Hostname, InternalDNS) are names.
         if address.get("type") in ("InternalIP", "ExternalIP"):
             ips.append(item.address(address.get("address"), f"{where}address"))
-    cidrs = [str(cidr) for cidr in item.get("spec.podCIDRs", list) or [item.get("spec.podCIDR", str)] if cidr]
-    for cidr in cidrs:
-        try:
-            ip_network(cidr)
-        except ValueError:
-            raise item.bad("spec.podCIDRs", f"is {cidr!r}, expected a network") from None
+    given = item.get("spec.podCIDRs", list) or [item.get("spec.podCIDR", str)]
+    cidrs = [item.network(cidr, "spec.podCIDRs") for cidr in given if cidr]
     ready = item.condition("Ready") in (None, "True")
     return Node(item.need("metadata.name", str), tuple(ips), tuple(cidrs), ready)
 
@@ -443,7 +459,40 @@ def _policy(item: _Object) -> NetworkPolicy:
         # Not said: ingress always, and egress if there are rules for it (networking.k8s.io/v1 NetworkPolicySpec).
         ingress="Ingress" in types if types else True,
         egress="Egress" in types if types else bool(item.get("spec.egress", list)),
+        ingress_rules=tuple(
+            _policy_rule(item, rule, "from", where) for where, rule in item.parts(item.body, "spec.ingress")
+        ),
+        egress_rules=tuple(
+            _policy_rule(item, rule, "to", where) for where, rule in item.parts(item.body, "spec.egress")
+        ),
     )
+
+
+def _policy_rule(item: _Object, rule: Mapping[str, Any], ends: str, where: str) -> PolicyRule:
+    peers = tuple(_policy_peer(item, peer, at) for at, peer in item.parts(rule, ends, where))
+    ports = tuple(_policy_port(item, port, at) for at, port in item.parts(rule, "ports", where))
+    return PolicyRule(peers, ports)
+
+
+def _policy_peer(item: _Object, peer: Mapping[str, Any], where: str) -> PolicyPeer:
+    block = item.pick(peer, "ipBlock.cidr", str, where)
+    if block is not None:
+        excepted = item.pick(peer, "ipBlock.except", list, where) or []
+        return PolicyPeer(
+            block=item.network(block, f"{where}ipBlock.cidr"),
+            excepted=tuple(item.network(part, f"{where}ipBlock.except") for part in excepted),
+        )
+    pods, namespaces = (
+        item.selector_in(peer, path, where) if item.pick(peer, path, dict, where) is not None else None
+        for path in ("podSelector", "namespaceSelector")
+    )
+    return PolicyPeer(pods, namespaces)
+
+
+def _policy_port(item: _Object, port: Mapping[str, Any], where: str) -> PolicyPort:
+    given = port.get("port")  # a number or a name (IntOrString)
+    number = given if isinstance(given, str) else item.port(port, "port", where)
+    return PolicyPort(item.protocol(port, where), number, item.port(port, "endPort", where))
 
 
 READERS: Final[Mapping[str, Callable[[_Object], Value]]] = {

@@ -227,8 +227,9 @@ class Cluster:
             self._changed.clear()
             began, wish = time.monotonic(), self._wish
             self._rebuild()
-            # Where something always changes, a fifth of the time at most: the trace wants the CPU, too.
-            pause = max(TOGETHER, 4 * (time.monotonic() - began))
+            # Where something always changes, a fifth of the time at most: the trace wants the CPU, too. A twentieth
+            # where every Service is followed for days.
+            pause = max(TOGETHER, (19 if wish.services else 4) * (time.monotonic() - began))
             fresh = self._missing()
             for query in fresh:
                 self._follow(query)

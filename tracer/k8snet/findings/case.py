@@ -8,17 +8,20 @@ Service's address there?). Everything comes in as values, so a test can build a 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
+from k8snet.cluster.allowance import Allowance, allowances
 from k8snet.cluster.interfaces import Owner, Role
-from k8snet.cluster.inventory import Inventory, Service, ServicePort
-from k8snet.event import HOOK_NONE, Address, CtStatus, Encap, Event, FiveTuple, ProbeId, TcpFlag
+from k8snet.cluster.inventory import PROTOCOLS, Inventory, Service, ServicePort
+from k8snet.event import DNS_PORT, HOOK_NONE, Address, CtStatus, Encap, Event, FiveTuple, ProbeId, TcpFlag
+from k8snet.flow.dns import DnsExchange
 from k8snet.flow.model import AT_DEVICE, Direction, Flow, Packet
 from k8snet.kernel.conntrack import Fill, Rivals
 from k8snet.kernel.devices import Attached
+from k8snet.kernel.resolver import Resolver
 from k8snet.kernel.rtnetlink import InterfaceAddress, Link, Neighbour, Route, RouteQuestion
 from k8snet.kernel.rules import NamedRule
 
@@ -67,6 +70,8 @@ NOISE_SYMBOLS = frozenset(
         "unix_stream_read_generic",
         "packet_rcv",
         "tpacket_rcv",
+        "inet_rtm_getroute",  # `ip route get ... iif`, and our own question, are answered by routing a packet made up
+        "inet6_rtm_getroute",
         "nfqnl_enqueue_packet",  # a GSO skb has been cut, and its segments are in the queue
     }
 )
@@ -75,6 +80,8 @@ UNSPECIFIED = frozenset({"", "NOT_SPECIFIED", "NOT_DROPPED_YET"})
 NETFILTER_SYMBOLS = frozenset({"nf_hook_slow", "nft_do_chain", "nfqnl_reinject", "nf_reinject", "nf_hook_slow_list"})
 # A guess: the second retransmission is then some half second old, and usually a third is under way.
 STALLED_NS = 1_000_000_000
+# Sooner than that no resolver gives up: resolv.conf(5) counts in whole seconds.
+PROMPT_ANSWER_NS = 1_000_000_000
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 
 
@@ -158,6 +165,9 @@ class Surroundings:
     # Asked at the packet itself (`k8snet.kernel.conntrack`), because it does not last.
     rivals: Mapping[Event, Rivals] = field(default_factory=dict)  # who owns the tuples of its connection
     fills: Mapping[int, Fill] = field(default_factory=dict)  # netns -> its connection table at its fullest
+    # Of DNS, all of the trace's: client's address and port, whether it was TCP -> in order of time.
+    queries: Mapping[tuple[Address, int, bool], Sequence[DnsExchange]] = field(default_factory=dict)
+    resolvers: Mapping[int, Resolver] = field(default_factory=dict)  # netns -> what its /etc/resolv.conf says
     # Netns -> from when to when it was seen whole, as `Event.ktime_ns`; those that are missing: all the time.
     watched: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     lost: int = 0
@@ -193,6 +203,13 @@ class Case:
         """It is a TCP connection."""
         return self.flow.original.protocol == socket.IPPROTO_TCP
 
+    @property
+    def queries(self) -> list[DnsExchange]:
+        """What it asked of DNS: over UDP it is one query, over TCP there may be many."""
+        used = self.flow.original
+        found = self.around.queries.get((used.saddr, used.sport, self.tcp), ())
+        return [q for q in found if q.tcp or q.txid == self.flow.exchange]
+
     @cached_property
     def service(self) -> Service | None:
         """The Service whose address the client used."""
@@ -204,7 +221,7 @@ class Case:
         if self.service is None:
             return None
         used = self.flow.original
-        name = {socket.IPPROTO_TCP: "TCP", socket.IPPROTO_UDP: "UDP", socket.IPPROTO_SCTP: "SCTP"}.get(used.protocol)
+        name = PROTOCOLS.get(used.protocol)
         port = next((p for p in self.service.ports if p.port == used.dport and p.protocol == name), None)
         if port is None:
             return None
@@ -219,6 +236,14 @@ class Case:
         if self.service is not None:
             return None
         return self.flow.original.daddr, self.flow.original.dport
+
+    @cached_property
+    def allowances(self) -> tuple[Allowance, ...]:
+        """What NetworkPolicies say of a connection of these two."""
+        if self.backend is None:
+            return ()
+        protocol = PROTOCOLS.get(self.flow.original.protocol, "icmp")
+        return allowances(self.around.inventory, self.flow.original.saddr, *self.backend, protocol)
 
     @cached_property
     def backend_netns(self) -> int | None:
@@ -382,7 +407,7 @@ class Case:
     def _is_noise(self, packet: Packet, event: Event) -> bool:
         reason = self.around.kernel.drop_reason(event.reason)
         symbol = self.around.kernel.symbol(event.location)
-        if reason in NOISE_REASONS:
+        if reason in NOISE_REASONS or self._hung_up(packet, event):
             return True
         if reason in ("NO_SOCKET", *UNSPECIFIED) and symbol in ("ping_rcv", "icmp_rcv", "icmpv6_rcv"):
             # Whoever sent the echo request by a raw socket has its copy of the reply; what is left finds no ping
@@ -413,6 +438,19 @@ class Case:
         if event.netns in (self.around.client_netns, self.backend_netns):
             return False
         return self.in_pod(event.netns) or any(e.ktime_ns > event.ktime_ns for e in packet.events)
+
+    def _hung_up(self, packet: Packet, event: Event) -> bool:
+        """A DNS answer that came in good time, and its resolver had closed the socket.
+
+        It has what it wanted: from the other server that it asked as well (musl asks all), or by the truncated answer
+        to the other half of the look-up, after which glibc asks over TCP.
+        """
+        asked = self.flow.original
+        if packet.direction is not Direction.REPLY or asked.dport != DNS_PORT or asked.protocol != socket.IPPROTO_UDP:
+            return False
+        at_home = event.netns == self.around.client_netns and packet.received_in(event.netns)
+        prompt = packet.last.ktime_ns - self.flow.started_ns < PROMPT_ANSWER_NS
+        return at_home and prompt and event.packet is not None and event.packet.saddr == asked.daddr
 
     def _after_close(self, packet: Packet) -> bool:
         closing = [p for p in self.flow.packets if p.has(TcpFlag.FIN) or p.is_rst]

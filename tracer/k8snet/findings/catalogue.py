@@ -16,6 +16,7 @@ from k8snet.findings import (
     conntrack,
     delay,
     device,
+    dns,
     general,
     link,
     mtu,
@@ -28,6 +29,12 @@ from k8snet.findings.entry import Entry
 from k8snet.report import Severity, Verdict
 
 FINDINGS: Final = (
+    Entry(
+        "NO_LOCAL_ENDPOINTS",
+        Severity.FAIL,
+        "the Service has no endpoint on this node, and its traffic policy is Local",
+        service.no_local_endpoints,
+    ),
     Entry("NO_ENDPOINTS", Severity.FAIL, "the Service has no ready endpoints", service.no_endpoints),
     Entry(
         "DNAT_MISS",
@@ -145,8 +152,42 @@ FINDINGS: Final = (
     ),
     Entry("UDP_BUFFER_FULL", Severity.FAIL, "the receive buffer of a UDP socket is full", application.udp_buffer_full),
     Entry("NOT_LISTENING", Severity.FAIL, "nothing listens on the port", application.not_listening),
+    Entry(
+        "DNS_LATE",
+        Severity.FAIL,
+        "the answer of the DNS server came when the client had given up",
+        dns.dns_late,
+        verdict=Verdict.REPLY_LOST,
+    ),
+    Entry(
+        "DNS_SERVFAIL",
+        Severity.FAIL,
+        "the DNS server could not find out",
+        dns.dns_servfail,
+        verdict=Verdict.REJECTED,
+    ),
+    Entry(
+        "DNS_REFUSED",
+        Severity.FAIL,
+        "the DNS server will not answer such queries",
+        dns.dns_refused,
+        verdict=Verdict.REJECTED,
+    ),
+    Entry(
+        "DNS_PAIR_TIMEOUT",
+        Severity.WARN,
+        "of A and AAAA one was not answered, and the resolver waited for its time-out",
+        dns.dns_pair_timeout,
+    ),
     Entry("NO_ROUTE", Severity.FAIL, "there is no route to the destination", routing.no_route, silent=True),
     Entry("SLOW_CONNECT", Severity.WARN, "the first try was lost, a later one came through", delay.slow_connect),
+    Entry("DNS_SLOW", Severity.WARN, "the DNS server took long to answer", dns.dns_slow),
+    Entry(
+        "DNS_SEARCH_STORM",
+        Severity.INFO,
+        "a name was tried with each search domain before it was asked as it stands",
+        dns.dns_search_storm,
+    ),
     Entry("KERNEL_DROP", Severity.FAIL, "the kernel dropped it for another reason", general.kernel_drop),
     Entry(
         "NO_REPLY",

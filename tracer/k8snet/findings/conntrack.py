@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
-from k8snet.event import CT_INFO_NONE, CtStatus, Event, FiveTuple
+from k8snet.event import CT_INFO_NONE, CtStatus, Event, FiveTuple, end_of
 from k8snet.findings import words
 from k8snet.findings.case import Case, Death
 from k8snet.findings.entry import Match
@@ -444,28 +444,24 @@ def _may_translate(step: RuleStep) -> bool:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def _end(address: object, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
-
-
 def _source(reply: FiveTuple | None) -> str:
     """What the server sees as the client."""
-    return _end(reply.daddr, reply.dport) if reply else "the address"
+    return end_of(reply.daddr, reply.dport) if reply else "the address"
 
 
 def _backend(case: Case) -> str:
     """Whom NAT had chosen to answer."""
-    return _end(*case.flow.dnat) if case.flow.dnat else "the backend"
+    return end_of(*case.flow.dnat) if case.flow.dnat else "the backend"
 
 
 def _target(reply: FiveTuple | None) -> str:
     """Who answers."""
-    return _end(reply.saddr, reply.sport) if reply else "the server"
+    return end_of(reply.saddr, reply.sport) if reply else "the server"
 
 
 def _server(orig: FiveTuple) -> str:
     """Whom the client addressed."""
-    return _end(orig.daddr, orig.dport)
+    return end_of(orig.daddr, orig.dport)
 
 
 def _target_address(death: Death) -> str:

@@ -46,6 +46,7 @@ def kernel_drop(case: Case) -> Match | None:
             )
         ),
         direction=death.direction,
+        also=words.not_allowed(case),
     )
 
 
@@ -89,9 +90,12 @@ def left_node(case: Case) -> Match | None:
             "# Run k8snet trace with the same --from and --to on the node of the other end.",
         ),
         direction=Direction.REQUEST,
-        also=tuple(
-            f"{thing} of {last.ifname} sees what comes in before anybody else, and may have dropped the answer"
-            for thing in _at_device(case, last, ("xdp",))
+        also=(
+            *words.not_allowed(case),
+            *(
+                f"{thing} of {last.ifname} sees what comes in before anybody else, and may have dropped the answer"
+                for thing in _at_device(case, last, ("xdp",))
+            ),
         ),
     )
 
@@ -112,10 +116,13 @@ def last_seen(case: Case) -> Match | None:
         evidence=(words.seen(case, last.last),),
         fix=("k8snet check", "# It lists what this kernel does not let k8snet see."),
         direction=last.direction,
-        also=tuple(
-            f"{thing} of {last.last.ifname} sees every packet after that, and may have taken this one"
-            for thing in _at_device(case, last.last, ("xdp", "tc ingress"))
-            if last.last.probe is ProbeId.NETIF_RECEIVE_SKB
+        also=(
+            *words.not_allowed(case),
+            *(
+                f"{thing} of {last.last.ifname} sees every packet after that, and may have taken this one"
+                for thing in _at_device(case, last.last, ("xdp", "tc ingress"))
+                if last.last.probe is ProbeId.NETIF_RECEIVE_SKB
+            ),
         ),
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
 from dataclasses import replace
 from typing import Final
 
+from k8snet.cluster.allowance import Allowance
+from k8snet.cluster.inventory import PROTOCOLS
 from k8snet.event import CT_INFO_NONE, Address
 from k8snet.findings import words
 from k8snet.findings.case import Case, Death
@@ -38,6 +39,10 @@ def netpol_deny(case: Case) -> Match | None:
 def _by_denial(case: Case, death: Death, denial: Denial, table: str = "", chain: str = "") -> Match:
     rule, where = death.rule, words.place(case, death)
     denial = replace(denial, way=denial.way or _way(case, death, denial.pod))
+    said = _said(case, death, denial)
+    if not denial.policies:  # the rules name none: the objects may
+        found = (name for allowance in said if allowance.denied for name in allowance.selecting)
+        denial = replace(denial, policies=tuple(Policy(name) for name in found))
     if rule is None:
         where = Place(where.netns, where.node, where.pod, where.device, where.hook, table, chain)
     header = death.event.packet
@@ -59,15 +64,29 @@ def _by_denial(case: Case, death: Death, denial: Denial, table: str = "", chain:
             *((queued,) if queued else ()),
             *words.evidence(case, death),
             *((f"policies asked: {', '.join(p.name for p in denial.policies)}",) if len(denial.policies) > 1 else ()),
+            *(f"inventory: {allowance}" for allowance in said),
         ),
         fix=(*_show_policies(denial.policies, meant), *_allow(case, death, denial, peer, whom)),
         direction=death.direction,
         named_by=rule.by if rule else "nftrace",
         also=(
-            "the policy is right, and this client is not meant to reach that pod",
+            _LATE if any(a.allowing for a in said) else _MEANT,
             *(rule.candidates if rule else ()),
         ),
     )
+
+
+_MEANT: Final = "the policy is right, and this client is not meant to reach that pod"
+_LATE: Final = (
+    "the NetworkPolicies allow it by now: the rules are older than they are, or a policy of another kind denies it"
+)
+
+
+def _said(case: Case, death: Death, denial: Denial) -> tuple[Allowance, ...]:
+    """What the policies' objects say of the way that was denied; they are about connections, not about replies."""
+    if death.direction is Direction.REPLY:
+        return ()
+    return tuple(a for a in case.allowances if denial.way in (None, a.way) and denial.pod in (None, a.pod))
 
 
 def _way(case: Case, death: Death, pod: str | None) -> Way | None:
@@ -125,7 +144,7 @@ def _allow(case: Case, death: Death, denial: Denial, peer: Address | None, whom:
     header = death.event.packet
     if header is None:
         return ()
-    protocol = {socket.IPPROTO_TCP: "TCP", socket.IPPROTO_UDP: "UDP", socket.IPPROTO_SCTP: "SCTP"}.get(header.protocol)
+    protocol = PROTOCOLS.get(header.protocol)
     port = f", port {header.dport}/{protocol}" if protocol and death.direction is Direction.REQUEST else ""
     if peer is None:
         return (

@@ -6,10 +6,10 @@ import shlex
 import socket
 from typing import Final
 
-from k8snet.event import Address, CtStatus, Encap, Event, FiveTuple, ProbeId
+from k8snet.event import Address, CtStatus, Encap, Event, FiveTuple, ProbeId, end_of
 from k8snet.findings.case import Case, Death, pod_name
 from k8snet.flow.model import SCTP_ABORT, Direction, Packet
-from k8snet.kernel.rules import NamedRule, words
+from k8snet.kernel.rules import NO_LOCAL_ENDPOINT, NamedRule, words
 from k8snet.report import Place
 
 
@@ -66,6 +66,11 @@ def ended(case: Case, death: Death | None) -> str:
 
 def owner(case: Case, place: Place) -> str:
     """Whose netns it is, for a sentence."""
+    return whose(place)
+
+
+def whose(place: Place) -> str:
+    """The same, where there is no case."""
     if place.pod:
         return place.pod.replace(":", " ", 1) if place.pod.startswith("netns:") else f"pod {place.pod}"
     return place.node or (f"netns {place.netns}" if place.netns else "this node")
@@ -197,7 +202,19 @@ NO_ENDPOINTS: Final = "has no endpoints"  # in the comment of kube-proxy's REJEC
 
 def no_endpoints(rule: NamedRule) -> bool:
     """kube-proxy's rule for a Service without endpoints; in nftables mode its comment has only the Service's name."""
-    return NO_ENDPOINTS in rule.text or (rule.owner == "kube-proxy" and NO_ENDPOINTS in rule.meaning)
+    return NO_ENDPOINTS in rule.text or (rule.owner == "kube-proxy" and NO_ENDPOINTS in rule.meaning and rule.rejects)
+
+
+def not_allowed(case: Case) -> tuple[str, ...]:
+    """What NetworkPolicies have against the connection: whoever enforces them may be to blame, where nobody says so."""
+    return tuple(str(said) for said in case.allowances if said.denied)
+
+
+def no_local_endpoints(rule: NamedRule) -> bool:
+    """kube-proxy's rule for a Service whose endpoints are elsewhere, and whose traffic policy is Local."""
+    # In nftables mode it may be known only by its map, which holds both: what is rejected, and what is dropped.
+    told = NO_LOCAL_ENDPOINT in rule.meaning or ("@no-endpoint-" in rule.text and not rule.rejects)
+    return "has no local endpoints" in rule.text or (rule.owner == "kube-proxy" and told)
 
 
 def refused_untranslated(case: Case, death: Death) -> bool:
@@ -239,7 +256,7 @@ def arrow(header: FiveTuple) -> str:
 def _end(address: Address, port: int, header: FiveTuple) -> str:
     if header.protocol in (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6):
         return str(address)
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    return end_of(address, port)
 
 
 def name(case: Case, address: Address) -> str:

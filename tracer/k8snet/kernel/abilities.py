@@ -27,11 +27,13 @@ from k8snet.probes import ESSENTIAL
 # Documentation address (RFC 5737): no packet has it.
 _NOBODY: Final = Filter((IPv4Address("192.0.2.1"),), (IPv4Address("192.0.2.2"),))
 
+_SYS_ADMIN: Final = 21
 # UAPI linux/capability.h: number, name, what is lost without it.
 _CAPABILITIES: Final = (
     (12, "NET_ADMIN", "rules cannot be named by tracing them"),
+    (13, "NET_RAW", "rules of iptables-legacy cannot be read, and --send cannot ping"),
     (19, "SYS_PTRACE", "pods cannot be found by their processes' namespaces"),
-    (21, "SYS_ADMIN", "network namespaces cannot be entered"),
+    (_SYS_ADMIN, "SYS_ADMIN", "network namespaces cannot be entered"),
     (38, "PERFMON", "probes cannot be attached"),
     (39, "BPF", "probes cannot be loaded"),
 )
@@ -100,7 +102,9 @@ def _capabilities(status: str) -> list[Fact]:
     """One fact for all that are there, one each for those that are not; `status` as in /proc/self/status."""
     words = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     have = int(words["CapEff"], 16)
-    missing = [entry for entry in _CAPABILITIES if not have >> entry[0] & 1]
+    # Before 5.8 there was SYS_ADMIN alone, and the kernel still takes it for the two that came from it.
+    spared = _TRACING if have >> _SYS_ADMIN & 1 else set()
+    missing = [entry for entry in _CAPABILITIES if not have >> entry[0] & 1 and entry[1] not in spared]
     names = " ".join(name for number, name, _ in _CAPABILITIES if have >> number & 1)
     fix = "add them to the container's securityContext, or run it privileged"
     return [

@@ -21,7 +21,7 @@ from k8snet.event import Address, Event
 from k8snet.kernel import counters, devices
 from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.netns import Netns, own
-from k8snet.kernel.rules import NamedRule, RuleBook, Snapshot
+from k8snet.kernel.rules import NamedRule, RuleBook, Snapshot, unreadable
 from k8snet.kernel.ruletrace import Match, RuleStep, RuleTrace
 from k8snet.kernel.sockets import backlogs, queues
 
@@ -170,4 +170,12 @@ class Blame:
                 )
                 if rule is not None:
                     named[drop.packet] = rule
+        self._say_what_lacks({drop.event.netns for drop in drops if drop.packet not in named})
         return named
+
+    def _say_what_lacks(self, places: Collection[int]) -> None:
+        """Why a drop there may have no rule: the tool for one of the two kinds is missing, or may not look."""
+        for inum in sorted(self._books.keys() & places):
+            if why := unreadable(self._places[inum]):
+                note = f"rules of iptables-legacy in netns {inum} cannot be read, and one may be to blame: {why}"
+                self.notes += [] if note in self.notes else [note]

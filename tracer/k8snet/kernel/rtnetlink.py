@@ -210,17 +210,20 @@ class Rtnetlink:
                     route = self._route(payload)
                     return replace(route, error=REFUSALS.get(route.type, 0))
                 if kind == _NLMSG_ERROR:
-                    return self._refused(question.to, -_S32.unpack_from(payload)[0])
+                    return self._refused(question, -_S32.unpack_from(payload)[0])
 
-    def _refused(self, to: Address, error: int) -> Route:
+    def _refused(self, question: RouteQuestion, error: int) -> Route:
         """IPv4 tells of a blackhole by its errno alone: the entry behind it has to be looked for."""
+        to = question.to
         kind = next((kind for kind, told in REFUSALS.items() if told == error), None)
         if kind is None:
             return Route(error)
         fitting = [route for route in self._routes(to.version, kind) if to in ip_network(route.prefix)]
         # Of two tables with such an entry the longer prefix is a guess: which rule chose the table is not told.
         best = max(fitting, key=lambda route: ip_network(route.prefix).prefixlen, default=None)
-        if best is None:
+        # rp_filter, a source that cannot be and forwarding that is off have the same errnos. An entry that would not
+        # refuse what is sent from here is not in the way of what comes in either, unless a rule for `iif` leads to it.
+        if best is None or (question.iif and not self.route(replace(question, source=None, iif=0)).error):
             return Route(error)
         return replace(best, error=error, prefix=_default(best.prefix))
 
@@ -415,7 +418,7 @@ def _link(body: bytes) -> Link:
         kind=kind or ("loopback" if flags & _IFF_LOOPBACK else "device"),
         mac=mac.hex(":") if len(mac) == 6 and hardware == 1 else None,  # ARPHRD_ETHER
         mtu=number(_IFLA_MTU) or 0,
-        state=_OPERSTATES[operstate] if operstate < len(_OPERSTATES) else str(operstate),
+        state=_state(operstate, flags),
         master=number(_IFLA_MASTER) or None,
         link=link or None,  # 0: the other end is gone
         link_nsid=None if nsid is None else int(_S32.unpack(nsid)[0]),
@@ -424,6 +427,12 @@ def _link(body: bytes) -> Link:
         bus=text(_IFLA_PARENT_DEV_BUS_NAME),
         hardware=text(_IFLA_PARENT_DEV_NAME),
     )
+
+
+def _state(operstate: int, flags: int) -> str:
+    """The operstate's name; a link that came up gets its new one a little later (net/core/link_watch.c)."""
+    name = _OPERSTATES[operstate] if operstate < len(_OPERSTATES) else str(operstate)
+    return "up" if name == "down" and flags & _IFF_UP and flags & _IFF_LOWER_UP else name
 
 
 def _default(prefix: str) -> str:

@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -60,6 +61,7 @@ _BUILT_IN: Final = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "security": ("INPUT", "FORWARD", "OUTPUT"),
 }
+NO_LOCAL_ENDPOINT: Final = "has no endpoint on this node"  # in the meaning of kube-proxy's DROP rule
 _HANDLE: Final = re.compile(r"^\s*(?P<text>.*?) # handle (?P<handle>\d+)$")
 _POLICY: Final = re.compile(r":(?P<chain>\S+) (?P<policy>\S+) \[(?P<packets>\d+):\d+\]")
 _LISTED: Final = re.compile(r"-(?:N (?P<own>\S+)|P (?P<chain>\S+) (?P<policy>\S+))")  # of iptables -S
@@ -433,6 +435,20 @@ def legacy_tables(netns: Netns) -> list[tuple[str, str]]:
     return found
 
 
+def unreadable(netns: Netns) -> str | None:
+    """Why the rules of iptables-legacy in that netns cannot be read; None: they can, or there are none."""
+    families = dict.fromkeys(family for family, _ in legacy_tables(netns))
+    lacking = next((family for family in families if save_tool("legacy", family) is None), None)
+    if lacking is not None:
+        return f"{'iptables' if lacking == 'ip' else 'ip6tables'}-legacy-save is not installed"
+    if families:
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).close()  # what the tool asks through
+        except PermissionError:
+            return "that takes CAP_NET_RAW, which is not held"
+    return None
+
+
 def save(netns: Netns, engine: Engine, family: str, table: str, *, counters: bool = False) -> str | None:
     """What iptables-save of that back end prints for a table that exists; None without the tool."""
     tool = save_tool(engine, family)
@@ -642,7 +658,8 @@ def _nft_refused(text: str, said: Sequence[str]) -> Meaning:
     """nftables mode: an element of `no-endpoint-services` or `-nodeports`, named in its comment."""
     named = next((match for comment in said if (match := _SERVICE.fullmatch(comment))), None)
     if named is None:
-        return Meaning("kube-proxy", "kube-proxy refuses packets to a Service that has no endpoints")
+        here = ", or none on this node" if "@no-endpoint-" in text else ""
+        return Meaning("kube-proxy", f"kube-proxy refuses packets to a Service that has no endpoints{here}")
     # Endpoints elsewhere and a Local policy: dropped, since a load balancer may try another node (KEP-1669's reasons).
     what = "has no local endpoints" if text.endswith(": drop }") else "has no endpoints"
     return _kube_proxy(named["service"], named["port"], None, [what], "", text)
@@ -656,7 +673,7 @@ def _kube_proxy(
     if "has no endpoints" in comment:
         sentence = f"{name} has no endpoints"
     elif "has no local endpoints" in comment:
-        sentence = f"{name} has no endpoint on this node, and its traffic policy is Local"
+        sentence = f"{name} {NO_LOCAL_ENDPOINT}, and its traffic policy is Local"
     elif chain.startswith(("KUBE-FW-", "KUBE-PROXY-FIREWALL", "firewall-")):
         sentence = f"{name} admits only its loadBalancerSourceRanges"
     elif "KUBE-MARK-MASQ" in text or "mark-for-masquerade" in text:

@@ -39,7 +39,8 @@ def decided(netlink: Netlink, step: RuleStep) -> str | None:
             if target is None:  # it does not load, it sets something
                 return None
             loaded, parts[target] = _load(kind, fields, step.packet)
-            registers[target : target + len(loaded)] = loaded
+            padded = loaded.ljust(-(-len(loaded) // 4) * 4, b"\0")  # a load fills whole registers, of four bytes each
+            registers[target : target + len(padded)] = padded
         elif kind == "lookup" and 3 in fields:
             name, start = text(fields.get(1, b"")), _slot(fields.get(2, b"")) or 0
             key = [parts[at] for at in sorted(parts) if at >= start]

@@ -95,6 +95,11 @@ def _node_port(service: Service, number: int) -> Service:
     return replace(service, type="NodePort", ports=tuple(replace(port, node_port=number) for port in service.ports))
 
 
+def _local(service: Service) -> Service:
+    """The same with the policy Local at every door that it has."""
+    return replace(service, internal_local=not service.ports[0].node_port, external_local=service.type == "NodePort")
+
+
 def _draining(service: Service) -> Service:
     """The same while all its pods are on their way out: they still serve, and are not ready."""
 
@@ -125,6 +130,17 @@ _SERVICES: Final = (
     _service("shop/remote", "10.96.0.87", ("shop/web-3",), ("http", "TCP", 80, "8080")),
     _node_port(_service("shop/front", "10.96.0.88", ("shop/web-1",), ("http", "TCP", 80, "8080")), 30080),
     _draining(_service("shop/leaving", "10.96.0.89", ("shop/web-2",), ("http", "TCP", 80, "8080"))),
+    # With a traffic policy Local: one backend, on the other node; the same at a NodePort; some on each node.
+    _local(_service("shop/far-only", "10.96.0.90", ("shop/web-3",), ("http", "TCP", 80, "8080"))),
+    _local(_node_port(_service("shop/far-door", "10.96.0.91", ("shop/web-3",), ("http", "TCP", 80, "8080")), 30081)),
+    _local(
+        _service("shop/nearest", "10.96.0.92", ("shop/web-1", "shop/web-2", "shop/web-3"), ("http", "TCP", 80, "8080"))
+    ),
+    # Reachable by an address that is no node's.
+    replace(
+        _service("shop/outer", "10.96.0.93", ("shop/web-1",), ("http", "TCP", 80, "8080")),
+        external_ips=_both("192.0.2.80"),
+    ),
     # Two backends that know every name; those of the second Service think about it first.
     _service("kube-system/names", "10.96.0.11", ("kube-system/dns", "shop/web-2"), ("dns", "UDP", 53, "53")),
     _service("kube-system/slow-names", "10.96.0.12", ("kube-system/dns", "shop/web-2"), ("dns", "UDP", 53, "5300")),
@@ -198,6 +214,7 @@ def _pod_object(pod: Pod, inventory: Inventory) -> Object:
 
 
 def _service_object(service: Service, inventory: Inventory) -> Object:
+    is_open = service.type in ("NodePort", "LoadBalancer")
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -205,7 +222,9 @@ def _service_object(service: Service, inventory: Inventory) -> Object:
         "spec": {
             "clusterIP": str(service.cluster_ips[0]),
             "clusterIPs": [str(ip) for ip in service.cluster_ips],
-            "internalTrafficPolicy": "Cluster",
+            "internalTrafficPolicy": "Local" if service.internal_local else "Cluster",
+            **({"externalTrafficPolicy": "Local" if service.external_local else "Cluster"} if is_open else {}),
+            **({"externalIPs": [str(ip) for ip in service.external_ips]} if service.external_ips else {}),
             "ipFamilies": [_family(ip) for ip in service.cluster_ips],
             "ipFamilyPolicy": "RequireDualStack" if len(service.cluster_ips) > 1 else "SingleStack",
             "ports": [

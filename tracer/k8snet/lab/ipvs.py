@@ -3,7 +3,7 @@
 The Services are no rules here: a packet to one is for the node itself, since kube-ipvs0 has the address, and IPVS takes
 it away in the input hook. The few rules beside it (masquerading of what is marked, accepting of what is forwarded) are
 those of iptables mode with no Service in it; kube-proxy's own match ipsets, which are not needed for what the lab asks.
-IPv4 only, and like the rules of iptables mode without affinity, external IPs and Local traffic policies.
+IPv4 only, and no node ports; like the rules of iptables mode without affinity and external IPs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from k8snet.cluster.inventory import Inventory
+from k8snet.cluster.inventory import Inventory, Node
 from k8snet.kernel.netns import entered
 from k8snet.lab import kubeproxy
 from k8snet.lab.namespaces import sysctl
@@ -30,8 +30,8 @@ _SETTINGS: Final = (
 )
 
 
-def set_up(netns: str, inventory: Inventory) -> None:
-    """Make the device and the virtual servers of all Services in a node's netns that has none yet."""
+def set_up(netns: str, inventory: Inventory, node: Node) -> None:
+    """Make the device and the virtual servers of all Services in the node's netns that has none yet."""
     from pyroute2 import IPVS, IPRoute, IPVSDest, IPVSService  # type: ignore[import-untyped]  # it ships no types
 
     known = kubeproxy.of_family(inventory, 4)
@@ -46,7 +46,9 @@ def set_up(netns: str, inventory: Inventory) -> None:
                 place = {"addr": str(service.cluster_ips[0]), "port": port.port, "protocol": _PROTOCOLS[port.protocol]}
                 server = IPVSService(**place, sched_name="rr")
                 ipvs.service("add", service=server)
-                for endpoint in kubeproxy.chosen(port):
+                # Where the policy Local leaves nobody, the virtual server is without one: it refuses, and drops nothing
+                # (pkg/proxy/ipvs/proxier.go, syncEndpoint).
+                for endpoint in kubeproxy.chosen(port, node if service.internal_local else None):
                     dest = IPVSDest(addr=str(endpoint.ip), port=endpoint.port, fwd_method=_MASQUERADE)
                     ipvs.dest("add", service=server, dest=dest)
         for key, value in _SETTINGS:

@@ -1,8 +1,8 @@
 """What kube-proxy (iptables mode) writes for a set of Services: Inventory in, iptables-restore text out.
 
 The text is in the form in which iptables-save prints these rules back, so that a rule that a trace names can be
-compared with it letter by letter; a unit test compares it with rules that a real kube-proxy wrote. An Inventory does
-not know of session affinity, external IPs and the Local traffic policies, so rules for those are not written.
+compared with it letter by letter; a unit test compares it with rules that a real kube-proxy wrote. Rules for session
+affinity and load balancers are not written: the lab has neither. Nodes differ by the traffic policies `Local` alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from k8snet.cluster.inventory import Endpoint, Inventory, Service, ServicePort
+from k8snet.cluster.inventory import Endpoint, Inventory, Node, Service, ServicePort
 
 _SERVICES = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
 _NEW = "-m conntrack --ctstate NEW -m comment --comment"
@@ -67,24 +67,21 @@ _FILTER_OWN = (
 _NAT_OWN = ("KUBE-MARK-MASQ", "KUBE-NODEPORTS", "KUBE-POSTROUTING", _CANARY, "KUBE-SERVICES")
 
 
-def rules(inventory: Inventory, cluster_cidr: str) -> str:
-    """The whole ruleset for iptables-restore, of an IPv6 `cluster_cidr` for ip6tables-restore: mangle, filter, nat."""
+def rules(inventory: Inventory, cluster_cidr: str, node: Node) -> str:
+    """The ruleset of `node` for iptables-restore, of an IPv6 `cluster_cidr` for ip6tables-restore."""
     version = ip_network(cluster_cidr).version
     inventory = of_family(inventory, version)
     # kubelet writes its one rule against martians for IPv4 only: IPv6 has no 127.0.0.0/8.
     fixed = tuple(rule for rule in _FILTER if version == 4 or "127.0.0.0/8" not in rule)
     nat: list[str] = []
     filtered: list[str] = []
-    node_ports: list[str] = []
+    outer: list[str] = []
     for service, port in ports(inventory):
-        endpoints = chosen(port)
-        if endpoints:
-            nat += _service(service, port, endpoints, cluster_cidr)
-            node_ports += _node_port(service, port)
-        else:
-            filtered.append(_reject(service, port))
+        nat += _service(service, port, node, cluster_cidr)
+        outer += _outer(service, port, node, cluster_cidr)
+        filtered += _refused(service, port, node)
     nat.append(f'-A KUBE-SERVICES -m comment --comment "{_NODEPORTS}" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS')
-    nat += node_ports
+    nat += outer
     chains = sorted({rule.split()[1] for rule in nat} - set(_NAT_OWN))
     return "".join(
         (
@@ -101,6 +98,7 @@ def of_family(inventory: Inventory, version: int) -> Inventory:
         replace(
             service,
             cluster_ips=tuple(ip for ip in service.cluster_ips if ip.version == version),
+            external_ips=tuple(ip for ip in service.external_ips if ip.version == version),
             ports=tuple(
                 replace(port, endpoints=tuple(e for e in port.endpoints if e.ip.version == version))
                 for port in service.ports
@@ -125,9 +123,10 @@ def ports(inventory: Inventory) -> Iterator[tuple[Service, ServicePort]]:
     return ((service, port) for service in inventory.services if service.cluster_ips for port in service.ports)
 
 
-def chosen(port: ServicePort) -> tuple[Endpoint, ...]:
-    """Ready endpoints, else those that still serve while they terminate (KEP-1669)."""
-    return port.ready or tuple(e for e in port.endpoints if e.serving and e.terminating)
+def chosen(port: ServicePort, node: Node | None = None) -> tuple[Endpoint, ...]:
+    """Ready endpoints, else those that still serve while they terminate (KEP-1669); only those of `node`, if given."""
+    known = [e for e in port.endpoints if node is None or e.node == node.name]
+    return tuple(e for e in known if e.ready) or tuple(e for e in known if e.serving and e.terminating)
 
 
 def port_name(service: Service, port: ServicePort) -> str:
@@ -138,6 +137,11 @@ def port_name(service: Service, port: ServicePort) -> str:
 def service_chain(service: Service, port: ServicePort) -> str:
     """KUBE-SVC-...: pkg/proxy/iptables/proxier.go, servicePortPolicyClusterChain."""
     return f"KUBE-SVC-{_hash(port_name(service, port) + port.protocol.lower())}"
+
+
+def local_chain(service: Service, port: ServicePort) -> str:
+    """KUBE-SVL-...: servicePortPolicyLocalChainName, of the endpoints on the node."""
+    return f"KUBE-SVL-{_hash(port_name(service, port) + port.protocol.lower())}"
 
 
 def endpoint_chain(service: Service, port: ServicePort, endpoint: Endpoint) -> str:
@@ -159,45 +163,94 @@ def _hash(text: str) -> str:
     return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode("ascii")[:16]
 
 
-def _reject(service: Service, port: ServicePort) -> str:
-    protocol = port.protocol.lower()
+def _refused(service: Service, port: ServicePort, node: Node) -> Iterator[str]:
+    """What is rejected since there is no endpoint, and dropped since there is none on this node."""
+    anywhere, here = chosen(port), chosen(port, node)
+    name, protocol = port_name(service, port), port.protocol.lower()
     icmp = "icmp6" if service.cluster_ips[0].version == 6 else "icmp"
-    return (
-        f"-A KUBE-SERVICES -d {_only(service.cluster_ips[0])} -p {protocol}"
-        f' -m comment --comment "{port_name(service, port)} has no endpoints"'
-        f" -m {protocol} --dport {port.port} -j REJECT --reject-with {icmp}-port-unreachable"
-    )
+    why = "no local endpoints" if anywhere else "no endpoints"
+    comment = f'-p {protocol} -m comment --comment "{name} has {why}"'
+    end = "DROP" if anywhere else f"REJECT --reject-with {icmp}-port-unreachable"
+    if not (here if service.internal_local else anywhere):
+        to_vip = f"-d {_only(service.cluster_ips[0])} {comment}"
+        yield f"-A KUBE-SERVICES {to_vip} -m {protocol} --dport {port.port} -j {end}"
+    if here if service.external_local else anywhere:
+        return
+    for ip in service.external_ips:
+        yield f"-A KUBE-EXTERNAL-SERVICES -d {_only(ip)} {comment} -m {protocol} --dport {port.port} -j {end}"
+    if port.node_port:
+        to_node = f"{comment} -m addrtype --dst-type LOCAL"
+        yield f"-A KUBE-EXTERNAL-SERVICES {to_node} -m {protocol} --dport {port.node_port} -j {end}"
 
 
-def _service(service: Service, port: ServicePort, endpoints: tuple[Endpoint, ...], cluster_cidr: str) -> Iterator[str]:
-    name, protocol, chain = port_name(service, port), port.protocol.lower(), service_chain(service, port)
-    to_vip = (
-        f'-d {_only(service.cluster_ips[0])} -p {protocol} -m comment --comment "{name} cluster IP"'
-        f" -m {protocol} --dport {port.port}"
-    )
-    yield f"-A KUBE-SERVICES {to_vip} -j {chain}"
-    yield f"-A {chain} ! -s {cluster_cidr} {to_vip} -j KUBE-MARK-MASQ"
-    for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
-        dice = f" -m statistic --mode random --probability {_probability(left)}" if left > 1 else ""
+def _service(service: Service, port: ServicePort, node: Node, cluster_cidr: str) -> Iterator[str]:
+    anywhere, here = chosen(port), chosen(port, node)
+    name, protocol = port_name(service, port), port.protocol.lower()
+    policies = {service_chain(service, port): anywhere, local_chain(service, port): here}
+    inside = local_chain(service, port) if service.internal_local else service_chain(service, port)
+    used = {inside: policies[inside]}
+    if is_open(service, port):
+        # With the external policy Local, too: pods and the node itself may go to any endpoint.
+        used[service_chain(service, port)] = anywhere
+        if service.external_local:
+            used[local_chain(service, port)] = here
+    if policies[inside]:
+        to_vip = (
+            f'-d {_only(service.cluster_ips[0])} -p {protocol} -m comment --comment "{name} cluster IP"'
+            f" -m {protocol} --dport {port.port}"
+        )
+        yield f"-A KUBE-SERVICES {to_vip} -j {inside}"
+        yield f"-A {inside} ! -s {cluster_cidr} {to_vip} -j KUBE-MARK-MASQ"
+    for ip in service.external_ips if anywhere else ():
+        outer = (
+            f'-d {_only(ip)} -p {protocol} -m comment --comment "{name} external IP" -m {protocol} --dport {port.port}'
+        )
+        yield f"-A KUBE-SERVICES {outer} -j {_external_chain(service, port)}"
+    for chain, endpoints in used.items():
+        for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
+            dice = f" -m statistic --mode random --probability {_probability(left)}" if left > 1 else ""
+            sep, to = endpoint_chain(service, port, endpoint), address_of(endpoint)
+            yield f'-A {chain} -m comment --comment "{name} -> {to}"{dice} -j {sep}'
+    for endpoint in dict.fromkeys(e for endpoints in used.values() for e in endpoints):
         sep, to = endpoint_chain(service, port, endpoint), address_of(endpoint)
-        yield f'-A {chain} -m comment --comment "{name} -> {to}"{dice} -j {sep}'
         yield f'-A {sep} -s {_only(endpoint.ip)} -m comment --comment "{name}" -j KUBE-MARK-MASQ'
         yield f'-A {sep} -p {protocol} -m comment --comment "{name}" -m {protocol} -j DNAT --to-destination {to}'
 
 
-def _node_port(service: Service, port: ServicePort) -> Iterator[str]:
-    if not port.node_port:
+def is_open(service: Service, port: ServicePort) -> bool:
+    """It can be reached from outside of the cluster."""
+    return bool(port.node_port or service.external_ips)
+
+
+def _external_chain(service: Service, port: ServicePort) -> str:
+    return f"KUBE-EXT-{_hash(port_name(service, port) + port.protocol.lower())}"
+
+
+def _outer(service: Service, port: ServicePort, node: Node, cluster_cidr: str) -> Iterator[str]:
+    """The NodePort, and what comes in by it or by an external IP."""
+    if not is_open(service, port) or not chosen(port):
         return
     name, protocol = port_name(service, port), port.protocol.lower()
-    external = f"KUBE-EXT-{_hash(name + protocol)}"
-    yield (
-        f'-A KUBE-NODEPORTS -p {protocol} -m comment --comment "{name}"'
-        f" -m {protocol} --dport {port.node_port} -j {external}"
-    )
-    yield (
-        f'-A {external} -m comment --comment "masquerade traffic for {name} external destinations" -j KUBE-MARK-MASQ'
-    )
-    yield f"-A {external} -j {service_chain(service, port)}"
+    external, chain = _external_chain(service, port), service_chain(service, port)
+    if port.node_port:
+        yield (
+            f'-A KUBE-NODEPORTS -p {protocol} -m comment --comment "{name}"'
+            f" -m {protocol} --dport {port.node_port} -j {external}"
+        )
+
+    def said(what: str) -> str:
+        return f'-m comment --comment "{what} for {name} external destinations"'
+
+    if not service.external_local:
+        yield f"-A {external} {said('masquerade traffic')} -j KUBE-MARK-MASQ"
+        yield f"-A {external} -j {chain}"
+        return
+    own = "-m addrtype --src-type LOCAL"
+    yield f"-A {external} -s {cluster_cidr} {said('pod traffic')} -j {chain}"
+    yield f"-A {external} {said('masquerade LOCAL traffic')} {own} -j KUBE-MARK-MASQ"
+    yield f"-A {external} {said('route LOCAL traffic')} {own} -j {chain}"
+    if chosen(port, node):
+        yield f"-A {external} -j {local_chain(service, port)}"
 
 
 def _probability(left: int) -> str:

@@ -1,9 +1,9 @@
 """What kube-proxy (nftables mode) writes for a set of Services: Inventory in, the text of one nft table out.
 
 The text is in the form in which `nft list table` prints it back; a unit test compares it with what a real kube-proxy
-wrote. One table a family: that of the cluster's CIDR. As in iptables mode, what an Inventory does not know of (session
-affinity, external IPs, Local traffic policies) is not written. Surprising to readers of the iptables rules: a Service
-is an element of a map here, not a rule, and a Service without endpoints is one in `no-endpoint-services`.
+wrote. One table a family: that of the cluster's CIDR. As in iptables mode, nothing is written for session affinity and
+load balancers. Surprising to readers of the iptables rules: a Service is an element of a map here, not a rule, and a
+Service without endpoints is one in `no-endpoint-services`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ipaddress import ip_network
 
 from k8snet.cluster.inventory import Endpoint, Inventory, Node, Service, ServicePort
 from k8snet.event import Address
-from k8snet.lab.kubeproxy import address_of, chosen, of_family, port_name, ports
+from k8snet.lab.kubeproxy import address_of, chosen, is_open, of_family, port_name, ports
 
 TABLE = "kube-proxy"
 
@@ -124,18 +124,21 @@ def rules(inventory: Inventory, cluster_cidr: str, node: Node) -> str:
         to_vip, to_node_port = f"{vip} . {protocol} . {port.port}", f"{protocol} . {port.node_port}"
         if str(vip) not in elements.cluster_ips[-1:]:
             elements.cluster_ips.append(str(vip))
-        endpoints = chosen(port)
-        if not endpoints:
-            refused = f' comment "{port_name(service, port)}" : goto reject-chain'
+        anywhere, here = chosen(port), chosen(port, node)
+        refused = f' comment "{port_name(service, port)}" : {"drop" if anywhere else "goto reject-chain"}'
+        inside = local_chain(service, port) if service.internal_local else service_chain(service, port)
+        if here if service.internal_local else anywhere:
+            elements.services.append(f"{to_vip} : goto {inside}")
+        else:
             elements.no_endpoints.append(to_vip + refused)
+        outer = [f"{ip} . {protocol} . {port.port}" for ip in service.external_ips]
+        if anywhere:
+            elements.services += [f"{place} : goto external-{_base(service, port)}" for place in outer]
+            elements.node_ports += [f"{to_node_port} : goto external-{_base(service, port)}"] if port.node_port else []
+        if not (here if service.external_local else anywhere):
+            elements.no_endpoints += [place + refused for place in outer]
             elements.no_endpoint_node_ports += [to_node_port + refused] if port.node_port else []
-            continue
-        elements.services.append(f"{to_vip} : goto {service_chain(service, port)}")
-        chains += _service(service, port, vip, endpoints, cluster_cidr)
-        if port.node_port:
-            external = f"external-{_base(service, port)}"
-            elements.node_ports.append(f"{to_node_port} : goto {external}")
-            chains.append(_chain(external, "jump mark-for-masquerade", f"goto {service_chain(service, port)}"))
+        chains += _service(service, port, vip, node, cluster_cidr)
     node_ips = [str(a) for a in node.ips if a.version == version]
     body = "\n".join((_sets(elements, node_ips, version), _CHAINS.replace("{ip}", ip), *chains))
     return f'table {ip} {TABLE} {{\n\tcomment "rules for kube-proxy"\n{body}}}\n'
@@ -202,27 +205,52 @@ def _block(head: str, lines: Iterable[str]) -> str:
     return f"\t{head} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"
 
 
-def _service(
-    service: Service, port: ServicePort, vip: Address, endpoints: tuple[Endpoint, ...], cluster_cidr: str
-) -> Iterator[str]:
+def _service(service: Service, port: ServicePort, vip: Address, node: Node, cluster_cidr: str) -> Iterator[str]:
     protocol, ip = port.protocol.lower(), "ip" if vip.version == 4 else "ip6"
-    for endpoint in endpoints:
+    everywhere, local = service_chain(service, port), local_chain(service, port)
+    inside = local if service.internal_local else everywhere
+    used = {inside}
+    if is_open(service, port):
+        used |= {everywhere, local} if service.external_local else {everywhere}
+    policies = {everywhere: chosen(port), local: chosen(port, node)}
+    of_chain = {chain: endpoints for chain, endpoints in policies.items() if chain in used and endpoints}
+    for endpoint in dict.fromkeys(e for endpoints in of_chain.values() for e in endpoints):
         yield _chain(
             endpoint_chain(service, port, endpoint),
             f"{ip} saddr {endpoint.ip} jump mark-for-masquerade",
             f"meta l4proto {protocol} dnat to {address_of(endpoint)}",
         )
-    choice = ", ".join(f"{n} : goto {endpoint_chain(service, port, e)}" for n, e in enumerate(endpoints))
+    for chain, endpoints in of_chain.items():
+        choice = ", ".join(f"{n} : goto {endpoint_chain(service, port, e)}" for n, e in enumerate(endpoints))
+        to_vip = f"{ip} daddr {vip} {protocol} dport {port.port}"
+        masquerade = f"{to_vip} {ip} saddr != {cluster_cidr} jump mark-for-masquerade"
+        yield _chain(
+            chain,
+            *((masquerade,) if chain == inside else ()),
+            f"numgen random mod {len(endpoints)} vmap {{ {choice} }}",
+        )
+    if not is_open(service, port) or not policies[everywhere]:
+        return
+    if not service.external_local:
+        yield _chain(f"external-{_base(service, port)}", "jump mark-for-masquerade", f"goto {everywhere}")
+        return
     yield _chain(
-        service_chain(service, port),
-        f"{ip} daddr {vip} {protocol} dport {port.port} {ip} saddr != {cluster_cidr} jump mark-for-masquerade",
-        f"numgen random mod {len(endpoints)} vmap {{ {choice} }}",
+        f"external-{_base(service, port)}",
+        f'{ip} saddr {cluster_cidr} goto {everywhere} comment "short-circuit pod traffic"',
+        'fib saddr type local jump mark-for-masquerade comment "masquerade local traffic"',
+        f'fib saddr type local goto {everywhere} comment "short-circuit local traffic"',
+        *((f"goto {local}",) if policies[local] else ()),
     )
 
 
 def service_chain(service: Service, port: ServicePort) -> str:
     """service-...: pkg/proxy/nftables/proxier.go, servicePortPolicyClusterChainName."""
     return f"service-{_base(service, port)}"
+
+
+def local_chain(service: Service, port: ServicePort) -> str:
+    """local-...: servicePortPolicyLocalChainName, of the endpoints on the node."""
+    return f"local-{_base(service, port)}"
 
 
 def endpoint_chain(service: Service, port: ServicePort, endpoint: Endpoint) -> str:

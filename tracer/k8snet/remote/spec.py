@@ -159,12 +159,13 @@ def _pruned(item: Mapping[str, Any]) -> Object:
     kept = {key: value for key, value in item.items() if key != "metadata"} | {"metadata": metadata}
     if item["kind"] == "Pod":
         spec, status = item.get("spec") or {}, item.get("status") or {}
-        containers = [
-            {"name": one.get("name"), **({"ports": one["ports"]} if one.get("ports") else {})}
-            for one in spec.get("containers") or ()
-        ]
         kept["spec"] = {key: spec[key] for key in ("nodeName", "hostNetwork") if key in spec}
-        kept["spec"]["containers"] = containers
+        for containers in ("containers", "initContainers"):  # a native sidecar is one of the latter
+            if containers in spec:
+                kept["spec"][containers] = [
+                    {"name": one.get("name"), **({"ports": one["ports"]} if one.get("ports") else {})}
+                    for one in spec[containers] or ()
+                ]
         kept["status"] = {
             key: status[key] for key in ("phase", "podIP", "podIPs", "hostIP", "hostIPs") if key in status
         }

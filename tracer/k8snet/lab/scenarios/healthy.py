@@ -23,6 +23,22 @@ SCENARIOS: Final = (
         Traffic("shop/svc/remote:80"),
     ),
     Scenario(
+        "healthy-tcp-nearest",
+        "TCP to a Service with internalTrafficPolicy Local: one of the two pods on this node, never the third.",
+        Traffic("shop/svc/nearest:80", connections=3),
+    ),
+    Scenario(
+        "healthy-tcp-node-port",
+        "TCP from a pod to a NodePort with externalTrafficPolicy Local: the policy does not bind it, the other node's "
+        "pod answers.",
+        Traffic("no/node-1:30081"),
+    ),
+    Scenario(
+        "healthy-tcp-external-ip",
+        "TCP from a pod to a Service's external IP: translated on its own node, and masqueraded.",
+        Traffic("192.0.2.80:80"),
+    ),
+    Scenario(
         "healthy-udp-dns-service",
         "A DNS query over UDP to the cluster's DNS Service: DNAT there and back.",
         Traffic("kube-system/svc/kube-dns:53", "udp", dns="web.shop.svc.cluster.local"),

@@ -212,6 +212,31 @@ SCENARIOS: Final = (
         needs=_NEEDS,
     ),
     Scenario(
+        "ipv6-no-local-endpoints",
+        "A Service with internalTrafficPolicy Local and no pod on this node, asked by its IPv6 address.",
+        Traffic("[fd00:10:96::90]:80"),
+        Expected(
+            Verdict.DROPPED,
+            "NO_LOCAL_ENDPOINTS",
+            node="node-1",
+            device="cni0",
+            hook="forward",
+            chain="KUBE-SERVICES",
+            rule='-A KUBE-SERVICES -d fd00:10:96::90/128 -p tcp -m comment --comment "shop/far-only:http has no local '
+            'endpoints" -m tcp --dport 80 -j DROP',
+            direction="request",
+            instead={
+                "nftables": {
+                    "chain": "service-endpoints-check",
+                    "rule": "vmap @no-endpoint-services "
+                    '{ fd00:10:96::90 . tcp . 80 comment "shop/far-only:http" : drop }',
+                }
+            },
+        ),
+        backends=("iptables-nft", "nftables"),
+        needs=_NEEDS,
+    ),
+    Scenario(
         "ipv6-dnat-miss",
         "kube-proxy's ip6tables rules are not reached: the SYN keeps the Service's address and leaves by the default "
         "route.",

@@ -41,6 +41,15 @@ SCENARIOS: Final = (
         needs=_NEEDS,
     ),
     Scenario(
+        "ipvs-no-local-endpoints",
+        "A Service with internalTrafficPolicy Local, whose only pod is on the other node: its virtual server has "
+        "nobody on this one. It refuses the SYN, where the other modes of kube-proxy drop it.",
+        Traffic("shop/svc/far-only:80"),
+        Expected(Verdict.REJECTED, "NO_LOCAL_ENDPOINTS", node="node-1", hook="input", direction="request"),
+        backends=_ONLY,
+        needs=_NEEDS,
+    ),
+    Scenario(
         "ipvs-forward-policy-drop",
         "The FORWARD policy is DROP: from pod to pod nothing goes. (What IPVS sends on is the node's own, and passes.)",
         Traffic("shop/pod/payments:8080"),

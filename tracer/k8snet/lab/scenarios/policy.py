@@ -11,12 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from k8snet.cluster.inventory import NetworkPolicy, PolicyPeer, PolicyPort, PolicyRule, Selector
 from k8snet.lab.hold import refusal
 from k8snet.lab.scenarios.model import Expected, Scenario, Traffic
 from k8snet.report import Verdict
 
 _QUEUE: Final = 100  # kube-network-policies' own default
 _RULES: Final = Path(__file__).parent.parent / "policies"
+
+
+def _app(name: str) -> Selector:
+    return Selector((("app", name),))
+
+
+_WEB_ONLY: Final = NetworkPolicy(
+    "shop", "web-only", _app("payments"), ingress=True, egress=False,
+    ingress_rules=(PolicyRule((PolicyPeer(_app("web")),), (PolicyPort("TCP", "http"),)),),
+)  # fmt: skip
+_DNS: Final = (PolicyRule(ports=(PolicyPort("UDP", 53),)),)
+_DNS_ONLY: Final = NetworkPolicy("shop", "dns-only", _app("cart"), ingress=False, egress=True, egress_rules=_DNS)
+_ALLOW_DNS: Final = NetworkPolicy("shop", "allow-dns", _app("cart"), ingress=False, egress=True, egress_rules=_DNS)
+_DEFAULT_DENY: Final = NetworkPolicy("shop", "default-deny", Selector(), ingress=False, egress=True)
 
 
 def _loaded(*names: str) -> tuple[tuple[str, str], ...]:
@@ -44,6 +59,7 @@ SCENARIOS: Final = (
         topology="routed",
         backends=("iptables-nft", "iptables-legacy"),
         needs=("program:ipset",),
+        policies=(_WEB_ONLY,),
     ),
     Scenario(
         "netpol-calico-egress",
@@ -62,6 +78,7 @@ SCENARIOS: Final = (
         _loaded("calico-egress.rules"),
         topology="routed",
         backends=("iptables-nft", "iptables-legacy"),
+        policies=(_ALLOW_DNS, _DEFAULT_DENY),
     ),
     Scenario(
         "netpol-kube-router-ingress",
@@ -80,6 +97,7 @@ SCENARIOS: Final = (
         _loaded("kube-router.ipset", "kube-router-ingress.rules"),
         backends=("iptables-nft", "iptables-legacy"),
         needs=("program:ipset",),
+        policies=(_WEB_ONLY,),
     ),
     Scenario(
         "netpol-kube-router-egress",
@@ -98,6 +116,7 @@ SCENARIOS: Final = (
         _loaded("kube-router.ipset", "kube-router-egress.rules"),
         backends=("iptables-nft", "iptables-legacy"),
         needs=("program:ipset",),
+        policies=(_DNS_ONLY,),
     ),
     Scenario(
         "netpol-nftables",
@@ -114,6 +133,7 @@ SCENARIOS: Final = (
         ),
         _loaded("nftables-ingress.nft"),
         backends=("iptables-nft", "nftables"),  # with iptables-legacy it is a mixed node as well
+        policies=(_WEB_ONLY,),
     ),
     Scenario(
         "netpol-queue",
@@ -133,5 +153,6 @@ SCENARIOS: Final = (
         backends=("iptables-nft", "nftables"),
         needs=("nft:queue num 100",),
         company=partial(refusal, queue=_QUEUE),
+        policies=(_WEB_ONLY,),
     ),
 )

@@ -31,6 +31,11 @@ const volatile bool ipt_table_first = true;
 
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
+/* Programs at tracepoints may call bpf_dynptr_from_skb (6.12; kernels from 6.4 have it and refuse): the loader tries. */
+const volatile bool skb_dynptrs = false;
+
+extern int bpf_dynptr_from_skb(struct __sk_buff *skb, __u64 flags, struct bpf_dynptr *ptr) __ksym __weak;
+
 /*
  * VIEW(struct iphdr, ip, at) declares `ip`, through which the bytes at `at` are read. Where the kernel lets us, these are
  * plain loads that yield 0 on a fault; else one bpf_probe_read_kernel into a local. The verifier knows which, so

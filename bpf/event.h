@@ -45,6 +45,11 @@ enum encap {
 	ENCAP_ICMP_ERROR = 4, /* `packet` is the header that the ICMP error quotes; `outer` is the error's own */
 };
 
+/* A record is `struct event`, and behind it for a packet of port 53 the DNS message or its beginning: the header, the
+ * longest question there can be, and over TCP the length before them (12 + 255 + 4 + 2 bytes), a little more than that. */
+#define PAYLOAD_MAX 288
+#define DNS_PORT 53
+
 #define CT_INFO_NONE 0xff /* the skb carries no conntrack entry */
 #define HOOK_NONE 0xff    /* netfilter hook not known (no tier 2) */
 

@@ -62,6 +62,8 @@ struct match {
 struct work {
 	struct match match;
 	struct event event;
+	__u8 payload[PAYLOAD_MAX]; /* right behind the event, so that both go out as one record */
+	__u32 payload_size;
 };
 
 struct {

@@ -27,7 +27,7 @@ struct header {
 	__u8 icmp_code;
 	bool later_fragment; /* carries no transport header */
 	bool icmp_error;     /* quotes the header it is about, 8 bytes after l4 */
-	__u16 pad;
+	__u16 data;	     /* UDP, TCP: where the payload begins, from the IP header's first byte */
 } __attribute__((aligned(8))); /* so that tuples are copied by words */
 
 static __always_inline bool is_icmp_error(__u8 protocol, __u8 type)
@@ -95,6 +95,7 @@ static __always_inline void parse_transport(struct header *h, __u64 at, __u32 ro
 	} else {
 		return;
 	}
+	h->data = h->l4 + header_length;
 	h->payload_len = h->payload_len > header_length ? h->payload_len - header_length : 0;
 }
 

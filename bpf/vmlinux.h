@@ -25,7 +25,13 @@ typedef _Bool bool;
 #define NULL ((void *)0)
 
 /* UAPI: linux/bpf.h, linux/in.h, linux/if_ether.h, linux/socket.h, linux/netfilter.h */
-enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_LRU_HASH = 9, BPF_MAP_TYPE_RINGBUF = 27 };
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_RINGBUF = 27,
+};
 enum { BPF_ANY = 0, BPF_RB_NO_WAKEUP = 1 };
 enum {
 	IPPROTO_HOPOPTS = 0,
@@ -42,6 +48,14 @@ enum {
 };
 enum { AF_INET = 2, AF_INET6 = 10 };
 enum { ETH_P_IP = 0x0800, ETH_P_IPV6 = 0x86dd, ETH_P_TEB = 0x6558 };
+
+/* UAPI, opaque. Defined, because libbpf compares a kfunc's parameters with the kernel's, and a mere name is another kind. */
+struct bpf_dynptr {
+	__u64 opaque[2];
+};
+struct __sk_buff {
+	__u32 len;
+};
 
 /* Whole, in the kernel's own layout, so that one read takes all of it; the same on 5.10 and 6.18. */
 struct nf_conntrack_tuple {

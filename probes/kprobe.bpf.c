@@ -39,7 +39,7 @@ int nf_hook_slow_kprobe(struct pt_regs *regs)
 	struct deciding note = {};
 
 	/* Without the rest of the filter, which reads an skb that the verifier knows: a few packets more get a note. */
-	if ((pf != AF_INET && pf != AF_INET6) || !inner_may_match(at))
+	if ((pf != AF_INET && pf != AF_INET6) || !(watching ? inner_may_tell(at) : inner_may_match(at)))
 		return 0;
 	note.hook = read_hook_of(state);
 	if (bpf_map_update_elem(&deciding, &key, &note, BPF_ANY))

@@ -17,10 +17,10 @@ int BPF_PROG(nf_hook_slow, struct sk_buff *skb, struct nf_hook_state *state)
 	/* A bridge's hooks have numbers of their own and run the inet hooks inside. */
 	if (state->pf != AF_INET && state->pf != AF_INET6)
 		return 0;
-	if (!may_match(skb, at))
+	if (!(watching ? watch_may_match(skb, at) : may_match(skb, at)))
 		return 0;
 	work = work_of(PROBE_NF_HOOK_SLOW);
-	if (!work || !match(&work->match, skb, at))
+	if (!work || !(watching ? watch_match(&work->match, skb, at, ONLY_TELLING) : match(&work->match, skb, at)))
 		return 0;
 	note.hook = hook_of(state);
 	if (bpf_map_update_elem(&deciding, &key, &note, BPF_ANY))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k8snet.event import LAYOUT, BadRecordError, Encap, Event, FiveTuple, ProbeId, TcpFlag
+from k8snet.event import LAYOUT, PAYLOAD_MAX, BadRecordError, Encap, Event, FiveTuple, ProbeId, TcpFlag
 
 # Where fields stand, counted by hand from bpf/event.h: an error in LAYOUT must not move the test along.
-HOOK, PROBE, ENCAP, PACKET, IFNAME, TABLE, SIZE = 86, 89, 90, 96, 256, 272, 288
+HOOK, PROBE, ENCAP, PACKET, CT_ORIG, IFNAME, TABLE, SIZE = 86, 89, 90, 96, 176, 256, 272, 288
 FAMILY = 37  # within a tuple
 
 
@@ -46,6 +46,36 @@ def test_a_record_one_byte_short_is_refused() -> None:
 def test_a_record_one_byte_long_is_refused() -> None:
     with pytest.raises(BadRecordError, match="289 bytes"):
         Event.decode(record() + b"\0")
+
+
+def dns_record(sport: int, dport: int, at: int = PACKET, protocol: int = 17) -> bytes:
+    """A record of a UDP packet, or with such a tuple in another place."""
+    return record(tuple=(at, packed("10.244.1.10", "10.96.0.10", sport, dport, protocol, socket.AF_INET)))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(dns_record(50508, 53), id="query"),
+        pytest.param(dns_record(53, 50508), id="answer"),
+        pytest.param(dns_record(50508, 53, protocol=6), id="tcp"),
+        pytest.param(dns_record(50508, 53, at=CT_ORIG), id="behind-dnat"),
+    ],
+)
+def test_what_follows_a_record_of_port_53_is_its_payload(head: bytes) -> None:
+    assert Event.decode(head).payload == b""
+    for size in (1, 12, PAYLOAD_MAX):
+        assert Event.decode(head + b"q" * size).payload == b"q" * size
+
+
+def test_a_payload_of_another_port_is_refused() -> None:
+    with pytest.raises(BadRecordError, match="300 bytes, expected 288"):
+        Event.decode(dns_record(50508, 54) + bytes(12))
+
+
+def test_more_payload_than_the_kernel_copies_is_refused() -> None:
+    with pytest.raises(BadRecordError, match="577 bytes"):
+        Event.decode(dns_record(50508, 53) + bytes(PAYLOAD_MAX + 1))
 
 
 @pytest.mark.parametrize("number", [0, 18, 31, 37, 64, 255])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from k8snet import event
-from k8snet.event import LAYOUT, Encap, Event, ProbeId
+from k8snet.event import LAYOUT, PAYLOAD_MAX, Encap, Event, ProbeId
 from k8snet.kernel.libbpf import Object
 from k8snet.kernel.loader import MAX_CLIENTS, MAX_PEERS, MAX_PORTS, OBJECT
 from k8snet.probes import FALLBACKS, PROBES, Probe
@@ -42,7 +42,7 @@ def python_fields() -> list[tuple[str, int, int]]:
             if code[-1] != "x":
                 fields.append((next(names), offset, width))
             offset += width
-    assert not list(names), "Event has fields that the format does not"
+    assert list(names) == ["payload"], "Event has fields that the format does not"  # which follows the record
     return fields
 
 
@@ -54,6 +54,14 @@ def test_event_is_the_same_record_in_c_and_python(compiled: Object) -> None:
 def test_record_has_no_bytes_beyond_the_last_field(compiled: Object) -> None:
     name, offset, size = compiled.btf.members("event")[-1]
     assert (name, offset + size) == ("table", LAYOUT.size)
+
+
+def test_payload_follows_the_record(compiled: Object) -> None:
+    """One call sends both, so nothing may lie between them."""
+    members = {name: (offset, size) for name, offset, size in compiled.btf.members("work")}
+    offset, size = members["event"]
+    assert size == LAYOUT.size
+    assert members["payload"] == (offset + size, PAYLOAD_MAX)
 
 
 def test_tuple_is_the_same_in_c_and_python(compiled: Object) -> None:
@@ -119,7 +127,7 @@ def test_limits_are_the_same() -> None:
 def test_no_probe_costs_a_wakeup() -> None:
     text = (ROOT / "bpf" / "emit.h").read_text()
     assert re.findall(r"bpf_ringbuf_\w+\(.*BPF_RB.*?\)", text) == [
-        "bpf_ringbuf_output(&events, e, sizeof(*e), BPF_RB_NO_WAKEUP)"
+        "bpf_ringbuf_output(&events, e, sizeof(*e) + payload, BPF_RB_NO_WAKEUP)"
     ]
     for source in (ROOT / "probes").glob("*.bpf.c"):
         assert "bpf_ringbuf" not in source.read_text(), source.name

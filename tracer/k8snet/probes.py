@@ -223,3 +223,23 @@ FALLBACKS: Final = "kprobe.bpf.c"
 
 # Without one of these there is no path and no end of it: nothing is traced then, rather than half of it.
 ESSENTIAL: Final = frozenset({ProbeId.NET_DEV_QUEUE, ProbeId.NETIF_RECEIVE_SKB, ProbeId.KFREE_SKB})
+
+# Those of `k8snet watch`: what runs seldom, or has its filter first of all. States of sockets, routes, neighbours and
+# what an application reads would be an event or more for each healthy connection, and explain nothing that a drop
+# does not.
+WATCHED: Final = frozenset(
+    {
+        ProbeId.NET_DEV_QUEUE,
+        ProbeId.NETIF_RECEIVE_SKB,
+        ProbeId.KFREE_SKB,
+        ProbeId.TCP_RETRANSMIT_SKB,
+        ProbeId.TCP_SEND_RESET,
+        ProbeId.TCP_RECEIVE_RESET,
+        ProbeId.ICMP_SEND,
+        ProbeId.NF_HOOK_SLOW,
+        ProbeId.IPT_DO_TABLE,
+        ProbeId.IP6T_DO_TABLE,
+        ProbeId.NFT_DO_CHAIN,
+        ProbeId.NF_CT_RESOLVE_CLASH,
+    }
+)

@@ -40,6 +40,8 @@ _LOST_CLASH: Final = int(CtStatus.CONFIRMED | CtStatus.NAT_CLASH)
 _PRESSURE_EVERY_NS: Final = 100_000_000
 # By now others may have the ports. It also bounds the work when thousands of packets die: they are taken again in time.
 _TOO_LATE_NS: Final = 3_000_000_000
+_FORGOTTEN_NS: Final = 30_000_000_000  # a client that tries again for so long has been judged long ago
+_REMEMBERED: Final = 10_000  # a guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,16 @@ class Witness:
             self._asked.add((event.netns, orig, reply))
             self._ask(event, orig, reply)
         return True
+
+    def forget(self, now_ns: int) -> None:
+        """For who listens for hours: what was told of packets that are judged by now is not kept."""
+        old = now_ns - _FORGOTTEN_NS
+        self.rivals = {event: rivals for event, rivals in self.rivals.items() if event.ktime_ns >= old}
+        self.fills = {inum: fill for inum, fill in self.fills.items() if self._filled_ns.get(inum, old) >= old}
+        if len(self._told) > _REMEMBERED:
+            self._told.clear()
+        if len(self._asked) > _REMEMBERED:
+            self._asked.clear()
 
     def _ask(self, event: Event, orig: FiveTuple, reply: FiveTuple) -> None:
         told = self._told.get((event.netns, event.skb, event.packet))

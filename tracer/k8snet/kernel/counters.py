@@ -77,6 +77,19 @@ def delta(before: Snapshot, after: Snapshot) -> dict[str, int]:
     return {name: rise for name, rise in rises.items() if rise}
 
 
+def conntrack(netns: Netns) -> dict[str, int]:
+    """What conntrack counts in this netns, and its `count` and `max`; without what this kernel does not show.
+
+    OSError when the netns is gone.
+    """
+    with entered(netns.path):
+        found = _per_cpu(_read(Path("/proc/thread-self/net/stat/nf_conntrack")))
+        for name in ("count", "max"):
+            value = _read(Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}")).strip()
+            found |= {name: int(value)} if value.isdecimal() else {}
+    return found
+
+
 def hairpin(netns: Netns) -> dict[str, int]:
     """hairpin_mode of every bridge port of the netns, by device."""
     with Netlink(netns.path, NETLINK_ROUTE) as netlink:

@@ -315,6 +315,10 @@ class Map:
         if status:
             raise _failure("cannot write into a map", status)
 
+    def __delitem__(self, key: bytes) -> None:
+        """Harmless when there is no such key."""
+        library().function("bpf_map_delete_elem", c_int, c_int, c_char_p)(self.fd, key)
+
     def __getitem__(self, key: bytes) -> bytes:
         value = ctypes.create_string_buffer(self.value_size)
         lookup = library().function("bpf_map_lookup_elem", c_int, c_int, c_char_p, c_void_p)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -35,9 +36,10 @@ from k8snet.kernel.libbpf import (
     give_back_memory,
     library,
 )
-from k8snet.probes import PROBES, Probe
+from k8snet.probes import PROBES, WATCHED, Probe
 
 OBJECT: Final = Path(__file__).parents[1] / "objects" / "k8snet.bpf.o"
+_DYNPTR: Final = "bpf_dynptr_from_skb"
 KPROBES: Final = Path("/sys/bus/event_source/devices/kprobe")
 RING_BYTES: Final = 4 << 20
 MAX_CLIENTS: Final = 4  # bpf/filter.h
@@ -57,6 +59,7 @@ class Filter:
     peers: tuple[Address, ...] = ()
     protocol: int = 0  # IPPROTO_*; ICMP means ICMPv6 as well
     ports: tuple[int, ...] = ()
+    watch: bool = False  # of all flows of `peers` what tells how they fare (bpf/watch.h); all else is not looked at
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,15 @@ class Tracer:
         """`ring_bytes`: a power of two of at least a page; `also`: probes to attach that are off by default."""
         _check(filter)
         self._filter = filter
-        self._wanted = tuple(p for p in PROBES if p.tier in tiers and (p.default or p.id in also))
+        default = WATCHED if filter.watch else {p.id for p in PROBES if p.default}
+        self._wanted = tuple(p for p in PROBES if p.tier in tiers and (p.id in default or p.id in also))
         self._ring_bytes = ring_bytes
         self._path = path
         self._object: Object | None = None
         self._ring: RingBuffer | None = None
         self._links: list[tuple[Probe, Link]] = []
         self._by_kprobe: set[Probe] = set()
+        self.reads_fragments = True  # of a payload; False on kernels whose programs reach the linear part only
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +171,27 @@ class Tracer:
                     raise
                 raise K8snetError(f"more than {MAX_PEERS} peer addresses", "trace to one pod or service") from None
 
+    def remove_peers(self, addresses: Iterable[Address]) -> None:
+        """Let packets to and from these no longer through; harmless for those that never were."""
+        if self._object is None:
+            raise RuntimeError("the tracer is not started")
+        peers = self._object.map("peers")
+        for address in addresses:
+            del peers[_key(address)]
+
+    def held(self) -> int:
+        """Drops that a watch did not report one by one, for there were too many."""
+        if self._object is None:
+            return 0
+        offset, size = self._object.btf.variables(".bss")["held"]
+        return int.from_bytes(self._object.map(".bss")[b"\0\0\0\0"][offset : offset + size], sys.byteorder)
+
+    def sample(self, shift: int) -> None:
+        """Let one in 2**shift connections of a watch through, at once."""
+        if self._object is None:
+            raise RuntimeError("the tracer is not started")
+        self._object.map("sampling")[b"\0\0\0\0"] = struct.pack("=I", shift)
+
     def close(self) -> None:
         """Detach and unload; harmless when repeated."""
         links, self._links = self._links, []
@@ -194,6 +220,7 @@ class Tracer:
 
     def _load(self, btf: KernelBtf, refused: dict[Probe, str]) -> Object:
         """The object, loaded with the wanted probes that the kernel takes; the others are added to `refused`."""
+        self.reads_fragments = bool(btf.parameters(_DYNPTR))
         while True:
             owner = {program: probe for probe in self._wanted for program in self._programs(probe)}
             candidate = Object(self._path)
@@ -208,6 +235,9 @@ class Tracer:
                 culprit = owner.get(error.program or "")
                 if culprit is None or culprit in refused:
                     raise
+                if culprit.tier == 1 and self.reads_fragments:
+                    self.reads_fragments = False  # from 6.4 to 6.11 the function is there and forbidden here
+                    continue
                 if culprit not in self._by_kprobe and _has_kprobe(culprit, btf):
                     self._by_kprobe.add(culprit)
                 else:
@@ -246,13 +276,15 @@ class Tracer:
             "client6_count": struct.pack("=I", len(clients6)),
             "client4": b"".join(clients4),
             "client6": b"".join(clients6),
-            "any_peer": struct.pack("=?", not self._filter.peers),
+            "any_peer": struct.pack("=?", not self._filter.peers and not self._filter.watch),
+            "watching": struct.pack("=?", self._filter.watch),
             "protocol4": struct.pack("=B", _ICMP if either_icmp else protocol),
             "protocol6": struct.pack("=B", _ICMPV6 if either_icmp else protocol),
             "port_count": struct.pack("=I", len(self._filter.ports)),
             "ports": struct.pack(f"={len(self._filter.ports)}H", *self._filter.ports),
             "tier2": struct.pack("=?", tier2),
             "typed_views": struct.pack("=?", views),
+            "skb_dynptrs": struct.pack("=?", self.reads_fragments),
             "nf_conn_type": struct.pack("=I", btf.vmlinux.find("nf_conn", STRUCT) if views else 0),
             "kfree_skb_args": struct.pack("=I", btf.tracepoint_arguments("kfree_skb")),
             "tcp_send_reset_args": struct.pack("=I", btf.tracepoint_arguments("tcp_send_reset")),
@@ -287,7 +319,7 @@ def _functions_forbidden(path: Path, smallest: str) -> str:
 
 def _check(filter_: Filter) -> None:
     """Raise K8snetError for a filter that the kernel side has no room for."""
-    if not filter_.clients:
+    if not filter_.clients and not filter_.watch:
         raise K8snetError("nothing to trace: the client has no address", "name a pod that is running")
     for what, have, limit in (
         ("client addresses", len(filter_.clients), MAX_CLIENTS),

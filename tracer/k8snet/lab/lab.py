@@ -31,7 +31,7 @@ from typing import Final, Self
 from k8snet.cluster.inventory import Inventory, Node
 from k8snet.errors import K8snetError
 from k8snet.kernel.netns import Netns, entered, inum_of
-from k8snet.lab import ipvs, kubeproxy, kubeproxy_nft, servers, topology
+from k8snet.lab import ipvs, kubeproxy, kubeproxy_nft, nameserver, servers, topology
 from k8snet.lab.cluster import CLUSTER_CIDR, CLUSTER_CIDR6, INVENTORY, PODS, SERVICES, objects
 from k8snet.lab.namespaces import Report, answer, enter_new, fork, outlive_parent, pin_of, pins, unpin
 from k8snet.lab.needs import IPVS, missing
@@ -48,6 +48,7 @@ _STATE: Final = HOME / "state.json"
 # A keeper needs some milliseconds to go; emulated machines are a hundred times slower.
 _GOING_S: Final = 20.0
 
+DNS_POD: Final = "kube-system/dns"
 SERVERS: Final[dict[str, tuple[servers.Server, ...]]] = {
     "shop/cart": (servers.Server("http", 8080),),
     "shop/web-1": (servers.Server("http", 8080),),
@@ -232,7 +233,7 @@ def _build(children: list[int], backend: str, topology_name: str) -> None:
     for node in INVENTORY.nodes:
         _sync(backend, INVENTORY, node)
         if backend == IPVS:
-            ipvs.set_up(str(pin_of(node.name)), INVENTORY)
+            ipvs.set_up(str(pin_of(node.name)), INVENTORY, node)
 
 
 def _sync(backend: str, inventory: Inventory, node: Node) -> None:
@@ -243,7 +244,7 @@ def _sync(backend: str, inventory: Inventory, node: Node) -> None:
         if backend == "nftables":
             _run(pin, backend, ("nft", "-f", "-"), stdin=kubeproxy_nft.anew(inventory, cidr, node), check=True)
         else:
-            rules = kubeproxy.rules(Inventory() if backend == IPVS else inventory, cidr)
+            rules = kubeproxy.rules(Inventory() if backend == IPVS else inventory, cidr, node)
             _run(pin, backend, (tool,), stdin=rules, check=True)
 
 
@@ -252,7 +253,11 @@ def _live(report: Report, *, name: str, zone: dict[str, IPv4Address]) -> None:
     enter_new(name)
     topology.settings(name)
     families = (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,)
-    listening = {servers.bind(server, family): server for server in SERVERS.get(name, ()) for family in families}
+    own = SERVERS.get(name, ())
+    if name == DNS_POD and nameserver.is_installed():
+        own = tuple(server for server in own if server.port != nameserver.PORT)
+        nameserver.start(zone, families)
+    listening = {servers.bind(server, family): server for server in own for family in families}
     report(None)
     servers.serve(listening, servers.Answers(name, zone))
 

@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -24,7 +24,8 @@ from k8snet.kernel.netns import CLONE_NEWNET
 PREFIX: Final = "k8snet-"
 PINS: Final = Path("/run/netns")
 
-_MS_BIND = 0x1000
+_CLONE_NEWNS = 0x20000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -66,6 +67,14 @@ def enter_new(name: str) -> None:
 def enter_own() -> None:
     """Move this thread into a fresh netns that goes when the thread ends."""
     _call("unshare", CLONE_NEWNET)
+
+
+def mount_own(files: Mapping[Path, Path]) -> None:
+    """Move this process into a mount namespace of its own, where each file stands in another one's place."""
+    _call("unshare", _CLONE_NEWNS)
+    _call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+    for file, place in files.items():
+        _call("mount", os.fsencode(file), os.fsencode(place), None, _MS_BIND, None)
 
 
 def sysctl(key: str, value: str | int) -> None:

@@ -13,10 +13,13 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import NoneType, UnionType
-from typing import IO, Any, Final, Union, cast, get_args, get_origin, get_type_hints
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from k8snet.event import Address, FiveTuple
 from k8snet.report import Expected, Finding, FlowView, Hop, Report
+
+if TYPE_CHECKING:
+    from k8snet.watch.report import Seen, WatchReport
 
 API_VERSION: Final = "k8snet.io/v1alpha1"
 
@@ -56,6 +59,17 @@ def hop_of(document: Mapping[str, Any]) -> tuple[str, str, Hop]:
 def dumps_expected(flow: FlowView, expected: Expected, *, one_line: bool = False) -> str:
     """An `ExpectedPath` as ASCII-only JSON text: what the path should be, without any packet."""
     made = {"apiVersion": API_VERSION, "kind": "ExpectedPath", "flow": _plain(flow), "expected": _plain(expected)}
+    return json.dumps(made, indent=None if one_line else 2)
+
+
+def dumps_anomaly(seen: Seen) -> str:
+    """A `WatchAnomaly` as one line of ASCII-only JSON text: it went wrong, so many times since the line before."""
+    return json.dumps({"apiVersion": API_VERSION, "kind": "WatchAnomaly", **_plain(seen)})
+
+
+def dumps_watch(report: WatchReport, *, one_line: bool = False) -> str:
+    """The `WatchReport` as ASCII-only JSON text."""
+    made = {"apiVersion": API_VERSION, "kind": "WatchReport", **_plain(report)}
     return json.dumps(made, indent=None if one_line else 2)
 
 
@@ -110,6 +124,10 @@ def _built(kind: Any, value: Any) -> Any:
         return tuple(_built(inner[0], item) for item in _of(list, value))
     if origin is dict:
         return {_of(str, key): _built(inner[1], item) for key, item in _of(dict, value).items()}
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{value!r:.40} is none of {', '.join(map(str, inner))}")
+        return value
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     if kind is FiveTuple or is_dataclass(kind):

@@ -18,6 +18,9 @@ from k8snet.render.cells import cells, cut, pad, wrap
 from k8snet.render.safe import inert, inert_all
 from k8snet.report import (
     Difference,
+    DnsQuery,
+    DnsResolver,
+    DnsView,
     Expected,
     Finding,
     FlowView,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 WIDTH: Final = 100
 _NARROWEST: Final = 40
 _WAYS: Final = 3  # a guess: more expected ways than this are not read, they are searched
+_QUERIES: Final = 12  # a guess: of a search list of five, all
 _ICMP: Final = (1, 58)  # ICMP and ICMPv6: no ports
 _ARROW: Final = {"in": ("→ ", "  "), "out": ("  ", " →")}  # into the netns, out of it; the names stand in one column
 
@@ -61,16 +65,16 @@ STYLES: Final = {
     "nat": "cyan",
     "command": "bold cyan",
 }
-_MARKS: Final = {
+MARKS: Final = {
     Severity.FAIL: Span("✗", "bad"),
     Severity.UNKNOWN: Span("?", "warn"),
     Severity.WARN: Span("!", "warn"),
     Severity.INFO: Span("·", "dim"),
     Severity.PASS: Span("✓", "good"),
 }
-_LOUD: Final = (Severity.FAIL, Severity.UNKNOWN)
+LOUD: Final = (Severity.FAIL, Severity.UNKNOWN)
 # For a report that no finding explains.
-_VERDICTS: Final = {
+VERDICTS: Final = {
     Verdict.DELIVERED: (Span("✓", "good"), "DELIVERED: the request arrived and the answer came back"),
     Verdict.DROPPED: (Span("✗", "bad"), "DROPPED: a packet of the request died, no finding explains it"),
     Verdict.REJECTED: (Span("✗", "bad"), "REJECTED: the client was told no, no finding explains it"),
@@ -79,7 +83,7 @@ _VERDICTS: Final = {
     Verdict.LOST_EVENTS: (Span("?", "warn"), "INCONCLUSIVE: too many events were lost to say what happened"),
     Verdict.NOTHING_SEEN: (Span("?", "warn"), "NOTHING SEEN: no packet of this flow passed while the trace ran"),
 }
-_NEXT: Final = {
+NEXT: Final = {
     Verdict.LOST_EVENTS: (
         "# What is missing above may have happened unseen. One connection makes fewer events: run the same command "
         "again with --count 1, and name the port.",
@@ -93,7 +97,9 @@ _NEXT: Final = {
     ),
 }
 # One column each, so that nothing moves on a terminal without UTF-8.
-_ASCII: Final = str.maketrans({"→": ">", "✗": "x", "✓": "+", "·": "-", "…": "~", "µ": "u"})
+_ASCII: Final = str.maketrans(
+    {"→": ">", "✗": "x", "✓": "+", "·": "-", "…": "~", "µ": "u", "\N{MULTIPLICATION SIGN}": "x"}
+)
 
 
 def render(report: Report, width: int = WIDTH, wide: bool = False) -> str:
@@ -125,15 +131,16 @@ def coloured(page: Iterable[Line]) -> Text:
 
 def show(report: Report, stream: TextIO, wide: bool = False) -> None:
     """Print the report on `stream`: as wide as the terminal, in colours on a terminal that wants them (NO_COLOR)."""
-    _show(lambda width: lines(report, width, wide), stream, wide)
+    show_page(lambda width: lines(report, width, wide), stream, wide)
 
 
 def show_expected(flow: FlowView, expected: Expected, stream: TextIO, wide: bool = False) -> None:
     """Print what the path should be, likewise."""
-    _show(lambda width: expected_lines(flow, expected, width, wide), stream, wide)
+    show_page(lambda width: expected_lines(flow, expected, width, wide), stream, wide)
 
 
-def _show(page: Callable[[int], list[Line]], stream: TextIO, wide: bool) -> None:
+def show_page(page: Callable[[int], list[Line]], stream: TextIO, wide: bool = False) -> None:
+    """Print any page likewise; it is asked for with the width that there is."""
     columns = shutil.get_terminal_size((WIDTH, 24)).columns
     # Sentences wider than this are hard to read; `wide` is for those who want all of it.
     width = columns if wide else min(columns, WIDTH)
@@ -143,30 +150,35 @@ def _show(page: Callable[[int], list[Line]], stream: TextIO, wide: bool) -> None
         console = Console(file=stream, width=columns, highlight=False, markup=False, emoji=False)
         console.print(coloured(page(width)), soft_wrap=True, end="")
         return
-    text = plain(page(width))
+    stream.write(encodable(plain(page(width)), stream))
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """`text` with other signs where the stream has none of ours."""
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
         text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
-    stream.write(text)
+    return text
 
 
 def lines(report: Report, width: int = WIDTH, wide: bool = False) -> list[Line]:
     """The report as lines of spans."""
     report = inert_all(report)
     page = _Page(report.paths, width, wide, report.connections, sum(report.lost.values()))
-    loud = [f for f in report.findings if f.severity in _LOUD]
-    quiet = [f for f in report.findings if f.severity not in _LOUD]
+    loud = [f for f in report.findings if f.severity in LOUD]
+    quiet = [f for f in report.findings if f.severity not in LOUD]
     loud.sort(key=lambda f: f.severity is not Severity.FAIL)
     blocks = [
         page.parties(report.flow),
         page.finding_title(loud[0]) if loud else page.verdict(report.verdict),
         *([*page.path(path), *page.difference(report.expected, path.direction)] for path in report.paths),
         page.difference(report.expected, *{"request", "reply"} - {path.direction for path in report.paths}),
+        *([page.dns(report.dns)] if report.dns else []),
         *(page.expected(report.expected) if wide and report.expected else ()),
         *([page.finding_body(loud[0])] if loud else []),
-        page.steps("next", _NEXT.get(report.verdict, ())),
+        page.steps("next", NEXT.get(report.verdict, ())),
         *([*page.finding_title(f), [], *page.finding_body(f)] for f in loud[1:]),
         *([*page.finding_title(f), *page.finding_summary(f)] for f in quiet),
         [*page.notes(report.notes), *page.foot(report)],
@@ -246,11 +258,11 @@ class _Page:
     def parties(self, flow: FlowView) -> list[Line]:
         """Client, server as it was addressed, the pod behind it; protocol and node at the end."""
         rows = [
-            ("from", _named(flow.client), end(flow.client.ip, None)),
-            ("to", _named(flow.server), end(flow.server.ip, flow.server.port)),
+            ("from", named(flow.client), end(flow.client.ip, None)),
+            ("to", named(flow.server), end(flow.server.ip, flow.server.port)),
         ]
         if flow.backend is not None:
-            rows.append(("→".rjust(4), _named(flow.backend), end(flow.backend.ip, flow.backend.port)))
+            rows.append(("→".rjust(4), named(flow.backend), end(flow.backend.ip, flow.backend.port)))
         column = max(cells(name) for _, name, _ in rows)
         column = column + 3 if column else 0
         beside = all(column + cells(address) <= self.room for _, _, address in rows)
@@ -263,7 +275,7 @@ class _Page:
                 out.append([self._label(label), Span(self._fit(name), "name")])
                 label = ""
             out.append([self._label(label), Span(("  " if name else "") + address)])
-        about = _about(flow)
+        about = link(flow)
         if cells(_plain(out[-1])) + 3 + cells(about) <= self.width:
             out[-1].append(Span("   " + about, "dim"))
         else:
@@ -274,11 +286,11 @@ class _Page:
 
     def finding_title(self, finding: Finding) -> list[Line]:
         """`✗ DROPPED on node-1 in FORWARD: ...` with the code on the right."""
-        return self._title(_MARKS[finding.severity], finding.title, finding.code)
+        return self._title(MARKS[finding.severity], finding.title, finding.code)
 
     def verdict(self, verdict: Verdict) -> list[Line]:
         """The same for a report without findings."""
-        return self._title(*_VERDICTS[verdict])
+        return self._title(*VERDICTS[verdict])
 
     def _title(self, mark: Span, text: str, code: str = "") -> list[Line]:
         room = self.width - 2 - (cells(code) + 3 if code else 0)
@@ -316,6 +328,41 @@ class _Page:
             out.append([Span(" " * self.gutter), Span(name, "name"), verdict])
         return out
 
+    # --- what was asked of DNS ---
+
+    def dns(self, view: DnsView) -> list[Line]:
+        """A line for each query: type, rcode, how long it took, who answered, the name."""
+        drawn = view.queries if self.wide else view.queries[:_QUERIES]
+        rows = [(query.type or "?", *outcome(query)) for query in drawn]
+        widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+        servers = list(dict.fromkeys(query.server for query in view.queries))
+        answering = list(dict.fromkeys(q.answered_by for q in view.queries if q.answered_by is not None))
+        same = len(answering) == 1 and all(q.answered_by for q in view.queries)
+        who = ", ".join(f"{named(s)} {end(s.ip, s.port)}".strip() for s in servers)
+        by = f", answered by {named(answering[0]) or answering[0].ip}" if same else ""
+        out = self._said("dns", f"asked {who}{by}")
+        start = sum(widths) + 3 * len(widths)
+        beside = self.room - start >= 24
+        for query, row in zip(drawn, rows, strict=True):
+            style = "" if query.rcode == "NOERROR" else "warn"
+            said = [query.name or "(name not seen)"]
+            if query.answered_by is not None and not same:
+                said.append(f"by {named(query.answered_by) or query.answered_by.ip}")
+            if not beside:
+                out += [[self._label(""), Span(text, style)] for text in wrap([x for x in row if x], self.room)]
+                out += [[self._label(""), Span("  " + text)] for text in wrap(said, self.room - 2)]
+                continue
+            first, *more = wrap(said, self.room - start) if not self.wide else ["   ".join(said)]
+            left = "   ".join(pad(text, width) for text, width in zip(row, widths, strict=True))
+            out.append([self._label(""), Span(left, style), Span("   " + first)])
+            out += [[self._label(""), Span(" " * start + text)] for text in more]
+        if len(drawn) < view.total:
+            hint = ": -o wide shows them" if not self.wide and len(view.queries) == view.total else ""
+            out += self._said("", f"and {view.total - len(drawn)} more{hint}", "dim")
+        if view.resolver is not None:
+            out += self._said("", resolv_conf(view.resolver), "dim")
+        return out
+
     # --- what it should be ---
 
     def difference(self, expected: Expected | None, *directions: str) -> list[Line]:
@@ -324,7 +371,7 @@ class _Page:
         if found is None or found.direction not in directions:
             return []
         problem = f"; {found.step.problem}" if found.step.problem else ""
-        wrapped = wrap(f"expected next: {_due(found)}{problem}", self.room)
+        wrapped = wrap(f"expected next: {due(found)}{problem}", self.room)
         return [[Span(" " * self.gutter), Span(text, "warn")] for text in wrapped]
 
     def expected(self, expected: Expected) -> list[list[Line]]:
@@ -336,21 +383,25 @@ class _Page:
                 if steps:
                     blocks.append(self._steps_of(way, direction, steps, expected.difference))
             blocks.append([line for text in way.unknown for line in self._said("", f"not known: {text}", "warn")])
+            blocks += [
+                self._said("", f"✗ {said}", "bad") if said.denied else self._said("", str(said), "dim")
+                for said in way.policies
+            ]
         rest = list(expected.notes)
         if expected.fate == "served" and len(expected.ways) > 1:
-            rest.insert(0, f"kube-proxy chooses one of {_count(expected.endpoints, 'endpoint')}")
+            rest.insert(0, f"kube-proxy chooses one of {counted(expected.endpoints, 'endpoint')}")
         if len(drawn) < len(expected.ways):
             rest.append(f"{len(expected.ways) - len(drawn)} more ways: -o wide shows them")
         return [*blocks, [line for text in rest for line in self._said("note", text)]]
 
     def _steps_of(self, way: Way, direction: str, steps: Sequence[Step], difference: Difference | None) -> list[Line]:
         to = (
-            f" {'to' if direction == 'request' else 'from'} {_named(way.backend) or way.backend.ip}"
+            f" {'to' if direction == 'request' else 'from'} {named(way.backend) or way.backend.ip}"
             if way.backend
             else ""
         )
         out: list[Line] = [[self._label(""), Span(self._fit(f"expected {direction}{to}"))]]
-        column = max(cells(_spot(step)) for step in steps)
+        column = max(cells(spot(step)) for step in steps)
         before: Step | None = None
         for step in steps:
             if before is None or (before.node, before.pod, before.netns) != (step.node, step.pod, step.netns):
@@ -366,7 +417,7 @@ class _Page:
             start = self.gutter + 2 + column + 3
             words = wrap(", ".join(said), max(self.width - start, 8))
             for index, text in enumerate(words):
-                left = Span("  " + pad(_spot(step), column) + "   ") if not index else Span(" " * (column + 5))
+                left = Span("  " + pad(spot(step), column) + "   ") if not index else Span(" " * (column + 5))
                 out.append([self._label(""), left, Span(text, "nat" if step.nat else "" if step.sure else "dim")])
             if step.problem:
                 out += self._beneath(column, f"✗ {step.problem}", "bad")
@@ -437,7 +488,7 @@ class _Page:
             out.append([self._label(""), Span("· " + first, "dim")])
             out += [[self._label(""), Span("  " + text, "dim")] for text in more]
         if finding.where.rule:
-            out += [[], *self._said("rule", finding.where.rule, "name"), *self._said("", _rule_place(finding), "dim")]
+            out += [[], *self._said("rule", finding.where.rule, "name"), *self._said("", rule_place(finding), "dim")]
         if self.wide:
             out += self._said("at", _where(finding), "dim")
         for index, text in enumerate(finding.also):
@@ -485,10 +536,10 @@ class _Page:
         lost = self.lost
         by_probe = ", ".join(f"{name} {count}" for name, count in report.lost.items() if count)
         parts = [
-            _count(report.connections, "connection" if report.flow.protocol == "tcp" else "exchange"),
+            counted(report.connections, "connection" if report.flow.protocol == "tcp" else "exchange"),
             f"{report.answered} answered",
-            _count(lost, "event") + " lost" + (f" ({by_probe})" if lost else ""),
-            _naming(report),
+            counted(lost, "event") + " lost" + (f" ({by_probe})" if lost else ""),
+            naming(report),
         ]
         whole = [part + "," for part in parts[:-1]] + parts[-1:]
         return [[Span(text, "warn" if lost else "dim")] for text in wrap(whole, self.width)]
@@ -512,7 +563,7 @@ class _Page:
 _ENDS: Final = {"delivered": [Span("✓ arrived", "good")], "last seen": [Span("last seen here", "warn")]}
 
 
-def _named(party: Party) -> str:
+def named(party: Party) -> str:
     """The party as `--from` and `--to` take it; empty when it is an address and no more."""
     if party.service:
         return f"svc/{party.service}"
@@ -521,13 +572,13 @@ def _named(party: Party) -> str:
     return f"node/{party.node}" if party.node else ""
 
 
-def _spot(step: Step) -> str:
+def spot(step: Step) -> str:
     """`→ veth3f2a`, `  eth0 →`, `  prerouting`: as `device` writes it of a hop."""
     before, after = _ARROW.get(step.direction, ("  ", ""))
     return f"{before}{step.device or step.direction}{after}"
 
 
-def _due(difference: Difference) -> str:
+def due(difference: Difference) -> str:
     """What should have come next, in words."""
     step = difference.step
     place = step.pod or step.node or f"netns {step.netns}"
@@ -540,7 +591,7 @@ def _due(difference: Difference) -> str:
     return f"{step.why}, of {place}"
 
 
-def _about(flow: FlowView) -> str:
+def link(flow: FlowView) -> str:
     """`tcp, same node`."""
     protocol = "any protocol" if flow.protocol == "any" else flow.protocol
     far = flow.backend or flow.server
@@ -551,7 +602,7 @@ def _about(flow: FlowView) -> str:
     return protocol
 
 
-def _rule_place(finding: Finding) -> str:
+def rule_place(finding: Finding) -> str:
     where = finding.where
     named = f"named by {finding.named_by}" if finding.named_by else "deduced"
     return ", ".join(part for part in (" ".join(t for t in (where.table, where.chain) if t), named) if part)
@@ -571,15 +622,33 @@ def _where(finding: Finding) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _naming(report: Report) -> str:
+def naming(report: Report) -> str:
     named = next((f.named_by for f in report.findings if f.named_by), None)
     if named is not None:
         return f"rule named by {named}"
     return "rule naming off" if report.rule_naming == "off" else f"rule naming: {report.rule_naming}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def outcome(query: DnsQuery) -> tuple[str, str, str]:
+    """What the answer said, how long it took, and what else is worth a word."""
+    more = [f"{query.tries} tries"] if query.tries > 1 else []
+    more += ["over TCP"] if query.protocol == "tcp" else []
+    more += ["truncated"] if query.truncated else []
+    if query.rcode is None or query.seconds is None:
+        return "no answer" if query.answered_by is None else "not taken", "", ", ".join(more)
+    took = f"{query.seconds:.2f} s" if query.seconds >= 1 else f"{query.seconds * 1e3:.1f} ms"
+    return query.rcode, took, ", ".join(more)
+
+
+def resolv_conf(resolver: DnsResolver) -> str:
+    said = [f"nameserver {' '.join(resolver.nameservers)}" if resolver.nameservers else "no nameserver"]
+    said += [f"search {' '.join(resolver.search)}"] if resolver.search else []
+    said += [f"options {resolver.options}"] if resolver.options else []
+    return f"/etc/resolv.conf: {', '.join(said)}"
 
 
 def _words(text: str) -> list[str]:

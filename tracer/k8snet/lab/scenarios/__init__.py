@@ -8,6 +8,7 @@ from k8snet.errors import K8snetError
 from k8snet.lab.scenarios import (
     application,
     device,
+    dns,
     healthy,
     ipv6,
     ipvs,
@@ -37,6 +38,7 @@ SCENARIOS: Final = (
     *device.SCENARIOS,
     *traffic.SCENARIOS,
     *races.SCENARIOS,
+    *dns.SCENARIOS,
     *mtu.SCENARIOS,
     *tunnel.SCENARIOS,
     *topologies.SCENARIOS,

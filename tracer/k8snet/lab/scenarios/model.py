@@ -13,8 +13,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from k8snet.cluster.inventory import NetworkPolicy
 from k8snet.kernel.netns import entered
 from k8snet.lab.namespaces import sysctl
+from k8snet.lab.resolvers import Lookup
 from k8snet.report import Verdict
 
 if TYPE_CHECKING:
@@ -27,8 +29,9 @@ class Traffic:
     """What the client sends."""
 
     target: str  # as --to takes it
-    protocol: Literal["tcp", "udp", "sctp", "icmp"] = "tcp"
+    protocol: Literal["tcp", "udp", "sctp", "icmp"] | None = "tcp"
     connections: int = 1
+    lookup: Lookup | None = None  # instead of connections of ours; then `connections` are the queries to wait for
     dns: str | None = None  # ask for this name
     client: str = "shop/cart"  # as --from takes it
     size: int = 0  # bytes that each connection sends
@@ -69,6 +72,7 @@ class Scenario:
     instead: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # steps with these back ends
     needs: tuple[str, ...] = ()  # of the machine: see `k8snet.lab.needs`
     read_only: bool = False  # trace with --read-only
+    policies: tuple[NetworkPolicy, ...] = ()  # the objects behind what the steps load
     company: Callable[[Lab], AbstractContextManager[object]] | None = None  # what else goes on while it is traced
 
     def steps_with(self, backend: str) -> tuple[tuple[str, str], ...]:

@@ -4,6 +4,7 @@ In: root, and a few network namespaces that it makes and removes. Out: a few lin
 datagrams of 64 bytes, sent by one thread through a forwarding netns to a socket that is full, so that each also ends in
 a kfree_skb; what is measured is that thread's CPU time, because a veth carries a packet to its end in the sender's
 context. Everything is interleaved round by round: on a shared machine only the comparison within one run counts.
+Last comes a soak of `k8snet watch`: minutes of short connections, and what becomes of its memory.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from ipaddress import ip_address
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from k8snet.cluster.interfaces import look
 from k8snet.cluster.inventory import Inventory
 from k8snet.event import Event
+from k8snet.flow.dns import WAIT_NS, DnsExchange, DnsTable
 from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.loader import Filter, Tracer
 from k8snet.kernel.netns import Netns, entered, inum_of
@@ -29,7 +34,13 @@ from k8snet.kernel.rules import RuleBook
 from k8snet.kernel.ruletrace import Match, RuleTrace
 from k8snet.lab import kubeproxy, kubeproxy_nft
 from k8snet.lab.lab import BACKENDS
+from k8snet.record.file import Recording
+from k8snet.trace import Fixed
+from k8snet.watch.anomaly import Anomaly
+from k8snet.watch.engine import Counts, Engine
+from k8snet.watch.live import DRAIN_EVERY, Settings, Usage, observe
 from many import CLUSTER_CIDR, NODE, many
+from unit.lookups import answer, query
 
 PREFIX = "k8sbench-"
 CLIENT, SERVER, STRANGER, PORT = "10.213.1.2", "10.213.2.2", "10.213.9.9", 9000
@@ -90,9 +101,9 @@ def tcpdump(expression: str) -> Iterator[None]:
 
 
 @contextmanager
-def traced(client: str) -> Iterator[None]:
-    """A process that has the default set of probes attached and decodes what comes, as `k8snet trace` does."""
-    command = [sys.executable, __file__, "--trace", client]
+def traced(client: str, how: str = "--trace") -> Iterator[None]:
+    """A process that has the probes attached and takes what comes, as `k8snet trace` (or `watch`) does."""
+    command = [sys.executable, __file__, how, client]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -112,6 +123,16 @@ def trace_until_eof(client: str) -> None:
         while not select.select([sys.stdin], [], [], 0.005)[0]:
             for record in tracer.drain():
                 Event.decode(record)
+
+
+def watch_until_eof(pod: str) -> None:
+    """The same for a watch of one pod."""
+    with Tracer(Filter((), peers=(ip_address(pod),), watch=True)) as tracer:
+        tracer.start()
+        engine = Engine()
+        print("ready", flush=True)
+        while not select.select([sys.stdin], [], [], DRAIN_EVERY)[0]:
+            engine.feed(tracer.drain())
 
 
 @contextmanager
@@ -159,6 +180,8 @@ def overhead(rounds: int) -> dict[str, float]:
         "tcpdump, no match": lambda: tcpdump(f"host {STRANGER}"),
         "k8snet, all match": lambda: traced(CLIENT),
         "tcpdump, all match": lambda: tcpdump(f"host {CLIENT}"),
+        "watch, other pods": lambda: traced(STRANGER, "--watch"),
+        "watch, its own data": lambda: traced(CLIENT, "--watch"),
     }
     times: dict[str, list[float]] = {name: [] for name in setups}
     with network(), full_socket() as sender:
@@ -185,6 +208,123 @@ def decoded_without_loss() -> tuple[float, int]:
                 count += 1
             spent += time.thread_time() - start
         return count / spent, sum(tracer.lost().values())
+
+
+class Soaked:
+    """A watcher that writes down what the watch has cost."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+        self.told = 0
+        self.samples: list[tuple[float, float, int]] = []  # when, CPU seconds, bytes
+        self.now = Counts()
+
+    def ready(self, usage: Usage) -> None:
+        print("ready", flush=True)
+
+    def found(self, anomalies: Sequence[Anomaly]) -> None:
+        self.told += len(anomalies)
+
+    def asked(self, exchanges: Sequence[DnsExchange]) -> None:
+        """There are none."""
+
+    def note(self, text: str) -> None:
+        print(f"note {text}", flush=True)
+
+    def counts(self, counts: Counts, usage: Usage) -> None:
+        self.now = counts
+        self.samples.append((time.monotonic(), usage.cpu, usage.memory))
+
+    def ended(self) -> bool:
+        return time.monotonic() >= self.end
+
+
+def soak_here(seconds: float) -> None:
+    """What the process of `soak` does: watch all pods, and print the cost as one line."""
+    soaked = Soaked(seconds)
+    observe(Settings(), look(Inventory()), Fixed(Inventory()), soaked)
+    whole, late = soaked.samples, soaked.samples[len(soaked.samples) // 3 :]
+    slope, _ = statistics.linear_regression([when for when, _, _ in late], [memory for _, _, memory in late])
+    cpu = (whole[-1][1] - whole[0][1]) / (whole[-1][0] - whole[0][0])
+    counts = soaked.now
+    print(
+        f"soak          {counts.connections:,} connections in {seconds:.0f} s, {counts.lost} events lost, "
+        f"one in {counts.one_in}, {soaked.told} anomalies, {cpu * 100:.1f} % of one CPU, "
+        f"{whole[-1][2] / (1 << 20):.0f} MiB, growing by {slope * 3600 / (1 << 20):+.2f} MiB an hour"
+    )
+
+
+def soak(seconds: float, rate: int) -> None:
+    """A watch of all pods beside so many connections a second; its own process prints what it has cost."""
+    with network(), ExitStack() as stack:
+        for where, what in (("server", "--accept"), ("client", "--connect")):
+            with entered(f"/run/netns/{PREFIX}{where}"):
+                process = subprocess.Popen([sys.executable, __file__, what, str(rate)])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        subprocess.run([sys.executable, __file__, "--soak-here", str(seconds)], check=True)
+
+
+def accept_forever() -> None:
+    """Take connections and close them."""
+    with socket.create_server(("", PORT), backlog=1024) as listener:
+        while True:
+            listener.accept()[0].close()
+
+
+def connect_forever(rate: int) -> None:
+    """Open so many connections a second, and let the server close them."""
+    time.sleep(1)  # until it listens
+    began, number = time.monotonic(), 0
+    while True:
+        time.sleep(max(0.0, began + number / rate - time.monotonic()))
+        number += 1
+        with socket.socket() as client, suppress(OSError):
+            client.settimeout(5)
+            client.connect((SERVER, PORT))
+            client.recv(1)
+
+
+def recorded(seconds: float, rate: int) -> tuple[float, float, float]:
+    """Of a watch's events: how many in a connection, bytes in a recording, microseconds of CPU to write one."""
+    taken: list[list[bytes]] = []
+    with network(), ExitStack() as stack:
+        for where, what in (("server", "--accept"), ("client", "--connect")):
+            with entered(f"/run/netns/{PREFIX}{where}"):
+                process = subprocess.Popen([sys.executable, __file__, what, str(rate)])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        tracer = stack.enter_context(Tracer(Filter((), peers=(ip_address(CLIENT),), watch=True)))
+        tracer.start()
+        end = time.monotonic() + seconds + 1  # until they have begun
+        while time.monotonic() < end:
+            time.sleep(DRAIN_EVERY)
+            taken.append(tracer.drain())
+    count = sum(map(len, taken))
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "bench.k8snet"
+        start, first = time.process_time(), 0
+        with Recording(file) as recording:
+            for records in taken:
+                recording.records(first, records)
+                first += len(records)
+        spent = time.process_time() - start
+        return count / seconds / rate, file.stat().st_size / count, spent / count * 1e6
+
+
+def dns_matched(queries: int) -> float:
+    """Microseconds of CPU for a DNS query and its answer, each seen at four places, from events to an exchange."""
+    events = [
+        event
+        for i in range(queries)
+        for some in (query, answer)
+        for event in some(i / 1000, f"n{i}.example", port=20000 + i % 40000, txid=i % 65536)
+    ]
+    table, start = DnsTable(), time.thread_time()
+    for event in events:
+        table.feed(event)
+    table.due(events[-1].ktime_ns + WAIT_NS)
+    return (time.thread_time() - start) / queries * 1e6
 
 
 def start_up(times: int) -> tuple[float, float]:
@@ -222,7 +362,7 @@ def naming(backend: str, inventory: Inventory, times: int) -> tuple[float, float
 
 def load(node: Netns, backend: str, inventory: Inventory) -> None:
     """Replace the node's rules by those that this kube-proxy writes."""
-    command, rules = [f"{backend}-restore"], kubeproxy.rules(inventory, CLUSTER_CIDR)
+    command, rules = [f"{backend}-restore"], kubeproxy.rules(inventory, CLUSTER_CIDR, NODE)
     if backend == "nftables":
         command, rules = ["nft", "-f", "-"], kubeproxy_nft.rules(inventory, CLUSTER_CIDR, NODE)
     with entered(node.path):
@@ -244,13 +384,29 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=25, help="interleaved rounds (default 25)")
-    parser.add_argument("--trace", metavar="CLIENT", help=argparse.SUPPRESS)
+    parser.add_argument("--soak", type=float, default=120, help="seconds of the soak (default 120)")
+    parser.add_argument("--only-soak", action="store_true", help="nothing else")
+    parser.add_argument("--rate", type=int, default=1000, help="connections a second of the soak (default 1000)")
+    inner: dict[str, Callable[[str], None]] = {
+        "--trace": trace_until_eof,
+        "--watch": watch_until_eof,
+        "--soak-here": lambda seconds: soak_here(float(seconds)),
+        "--accept": lambda _: accept_forever(),
+        "--connect": lambda per_second: connect_forever(int(per_second)),
+    }
+    for name in inner:
+        parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.trace:
-        trace_until_eof(arguments.trace)
-        return
+    for name, does in inner.items():
+        given = getattr(arguments, name[2:].replace("-", "_"))
+        if given is not None:
+            does(given)
+            return
     if os.geteuid() != 0:
         sys.exit("k8snet bench: needs root\n  sudo make bench")
+    if arguments.only_soak:
+        soak(arguments.soak, arguments.rate)
+        return
     best = overhead(arguments.rounds)
     base = best["nothing"]
     added = {name: value - base for name, value in best.items()}
@@ -261,6 +417,9 @@ def main() -> None:
             print(f"  {name:20} {added[name]:+.2f} us a packet (of {base:.2f})")
     rate, lost = decoded_without_loss()
     print(f"decoded       {rate:,.0f} events/s, {lost} lost")
+    each, size, cost = recorded(4, 500)
+    print(f"DNS           {dns_matched(5000):.0f} us of CPU a query")
+    print(f"recorded      {size:.0f} bytes and {cost:.1f} us of CPU an event; {each:.0f} events a connection (watch)")
     median, fastest = start_up(7)
     print(f"start-up      {median:.3f} s from process start to all probes attached, {fastest:.3f} at best")
     for backend in BACKENDS:
@@ -274,6 +433,7 @@ def main() -> None:
             )
     resident, above = memory()
     print(f"memory        {resident:.1f} MiB resident, {above:.1f} of it above a bare Python")
+    soak(arguments.soak, arguments.rate)
 
 
 if __name__ == "__main__":

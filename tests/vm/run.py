@@ -34,7 +34,15 @@ PATIENCE = 3.0
 TIMEOUT = 720  # seconds for one test
 GRACE = 150  # seconds for booting and for ending, beside the time for the tests
 JUDGED = ("test_scenarios.py", "test_tiers.py")
-KERNEL_TESTS = ("test_probes.py", "test_ruletrace.py", *JUDGED, "test_soak.py", "test_crowd.py")
+KERNEL_TESTS = (
+    "test_probes.py",
+    "test_dns.py",
+    "test_watch.py",
+    "test_ruletrace.py",
+    *JUDGED,
+    "test_soak.py",
+    "test_crowd.py",
+)
 
 
 class Machine:

@@ -16,6 +16,11 @@ MANIFEST = (PROJECT / "deploy/krew/k8snet.yaml").read_text()
 PLACE = spec.Place("k8snet", "image")
 
 
+def stage(name: str) -> str:
+    """The part of the Dockerfile that makes one stage."""
+    return re.split(rf"^FROM \S+ AS {name}$", DOCKERFILE, flags=re.MULTILINE)[1].partition("\nFROM ")[0]
+
+
 def test_the_image_has_the_command_that_pods_run() -> None:
     pod = spec.pod(PLACE, "k8snet-1", "node-1", ["trace"], "{}", 60)
     [command] = pod["spec"]["containers"][0]["command"]
@@ -24,23 +29,35 @@ def test_the_image_has_the_command_that_pods_run() -> None:
 
 def test_the_image_has_every_package_that_the_readme_wants_on_a_node() -> None:
     wanted = re.findall(r"^\| `(\w+)` \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
-    last = DOCKERFILE.rpartition("FROM ")[2]
+    last = stage("agent")
     assert {"libbpf1", "libnftables1", "iptables"} <= set(wanted)
     assert not [package for package in wanted if package in ("libbpf1", "libnftables1", "iptables") and
                 not re.search(rf"\b{package}\b", last)]  # fmt: skip
 
 
 def test_nothing_that_compiles_is_in_the_image() -> None:
-    last = DOCKERFILE.rpartition("FROM ")[2]
-    assert not re.search(r"clang|llvm|make|pip|-dev\b|\bgit\b", last)
+    for name in ("agent", "watch"):
+        assert not re.search(r"clang|llvm|make|pip|-dev\b|\bgit\b", stage(name))
 
 
 def test_every_directory_that_is_copied_is_there_to_be_copied() -> None:
-    stages = re.findall(r"^FROM \S+(?: AS (\w+))?", DOCKERFILE, re.MULTILINE)
+    stages = re.findall(r"^FROM (\S+)(?: AS (\w+))?", DOCKERFILE, re.MULTILINE)
     copies = re.findall(r"^COPY (?:--from=(\w+) )?(\S+) (\S+)$", DOCKERFILE, re.MULTILINE)
-    assert stages == ["build", ""]
-    assert [(stage, source) for stage, source, _ in copies] == [("", "."), ("build", "/opt/k8snet")]
+    assert [name for _, name in stages] == ["build", "client", "agent", "watch", ""]
+    assert stages[-1] == ("agent", "")
+    assert [(name, source) for name, source, _ in copies] == [
+        ("", "."),
+        ("build", "/opt/k8snet"),
+        ("client", "/opt/client"),
+    ]
     assert "--target /opt/k8snet" in DOCKERFILE
+    assert "--target /opt/client" in DOCKERFILE
+
+
+def test_the_image_of_a_watch_has_what_a_watch_imports() -> None:
+    """Beyond what an agent has; nothing is drawn there, so rich is not needed."""
+    assert {"kubernetes", "urllib3"} <= set(re.findall(r'"(\w+)>=', stage("client")))
+    assert "--target watch" in (PROJECT / "docs/install.md").read_text()
 
 
 def test_every_requirement_of_the_agent_is_one_of_the_project() -> None:

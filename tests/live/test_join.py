@@ -70,7 +70,7 @@ SCENARIOS = (
 
 def words(scenario: Scenario) -> list[str]:
     traffic = scenario.traffic
-    return ["--from", traffic.client, "--to", traffic.target, "--protocol", traffic.protocol,
+    return ["--from", traffic.client, "--to", traffic.target, "--protocol", str(traffic.protocol),
             "--wait", f"{WAIT * patience():.3g}s"]  # fmt: skip
 
 

@@ -10,9 +10,13 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Final
 
+from k8snet.cluster.allowance import Allowance
 from k8snet.event import FiveTuple
 from k8snet.report import (
     Difference,
+    DnsQuery,
+    DnsResolver,
+    DnsView,
     Expected,
     Finding,
     FlowView,
@@ -720,7 +724,12 @@ def expected_path() -> Expected:
         step(CART, "in", "eth0", "the other end of veth3f2a", **asked),
         step(CART, "input", None, "the client's socket", **asked),
     )
-    return Expected("served", "shop/payments", 1, (Way(BACKEND, there, back),))
+    client, server, port = "shop/cart-7d4f", "shop/payments-5c9b", "port 8080/TCP"
+    said = (
+        Allowance("egress", client, f"pod {server} (app=payments)", port, ("shop/quiet", "shop/web"), ("shop/web",)),
+        Allowance("ingress", server, f"pod {client} (app=cart)", port, ("shop/web-only",)),
+    )
+    return Expected("served", "shop/payments", 1, (Way(BACKEND, there, back, policies=said),))
 
 
 def last_seen() -> Report:
@@ -746,11 +755,37 @@ def last_seen() -> Report:
     )
 
 
+def dns_lookups() -> Report:
+    """Queries of every kind: answered by two pods, sent twice, over TCP, not answered, not read, of a hostile name."""
+    server = Party("10.96.0.10", 53, service="kube-system/kube-dns")
+    pods = tuple(Party(f"10.244.1.{n}", None, pod=f"kube-system/coredns-{n}", node="node-1") for n in (20, 21))
+
+    def query(at: float, name: str | None, kind: str | None, rcode: str | None, **other: object) -> DnsQuery:
+        fields: dict[str, object] = {
+            "protocol": "udp", "server": server, "seconds": 0.0012 if rcode else None, "tries": 1,
+            "answered_by": pods[0] if rcode else None, "truncated": False,
+        }  # fmt: skip
+        return DnsQuery(at, name, kind, rcode=rcode, **(fields | other))  # type: ignore[arg-type]  # by field name
+
+    queries = (
+        query(0, "web.shop.shop.svc.cluster.local", "A", "NXDOMAIN"),
+        query(0.002, "web.shop.svc.cluster.local", "A", "NOERROR", seconds=5.0031, tries=2, answered_by=pods[1]),
+        query(0.002, "large.example", "TXT", "NOERROR", truncated=True),
+        query(0.004, "large.example", "TXT", "NOERROR", protocol="tcp"),
+        query(0.01, "late.example", "AAAA", None, answered_by=pods[1]),
+        query(0.02, "\x1b[31mred.example", "TYPE65280", None, tries=3),
+        query(0.03, None, None, None),
+        query(0.04, "a-name-that-goes-on." * 8 + "example", "A", "SERVFAIL"),
+    )
+    resolver = DnsResolver(("10.96.0.10",), ("shop.svc.cluster.local", "svc.cluster.local"), "ndots:5 single-request")
+    return replace(healthy_dns(), dns=DnsView(queries, 40, resolver))
+
+
 ALL: Final = {
     made.__name__: made
     for made in (
         forward_policy_drop, rule_reject, no_endpoints, dnat_miss, not_listening, pod_firewall_drop, udp_no_reply,
-        rp_filter, ip_forward_off, hairpin_off, healthy_tcp, healthy_dns, nothing_seen, lost_events, ipv6,
+        rp_filter, ip_forward_off, hairpin_off, healthy_tcp, healthy_dns, dns_lookups, nothing_seen, lost_events, ipv6,
         hostile_names, several_findings, pod_output_drop, last_seen,
     )
 }  # fmt: skip

@@ -132,6 +132,7 @@ def event(
         "ct_reply": _five(reply, protocol) if reply else None,
         "ifname": dev,
         "table": "",
+        "payload": b"",
     }
     return Event(**(fields | other))  # type: ignore[arg-type]  # a builder by field name; the names are checked
 

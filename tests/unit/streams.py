@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from k8snet.agent import lines
-from k8snet.agent.report import Reporter
+from k8snet.agent.report import Reporter, Text
 from k8snet.cluster.interfaces import Owner, Role, World
 from k8snet.cluster.inventory import Endpoint, Node, Service, ServicePort
 from k8snet.cluster.targets import Target
@@ -103,9 +103,16 @@ def world(node: str) -> World:
 def stream(node: str, events: Sequence[Event], *, lost: int = 0, until_us: int = 5_000_000, **around: object) -> str:
     """The whole output of the agent on that node. `around`: fields of its Surroundings."""
     written = io.StringIO()
-    reporter = Reporter(written, story.Kernel())
+    reporter = Reporter(Text(written), story.Kernel())
     reporter.hello(node)
     reporter.asked(REQUEST)
+    seen = told(reporter, node, events, lost=lost, **around)
+    reporter.finish(seen, INVENTORY)
+    return timed(written.getvalue(), node, until_us)
+
+
+def told(reporter: Reporter, node: str, events: Sequence[Event], *, lost: int = 0, **around: object) -> Observation:
+    """Let the reporter see this; what a trace on that node would have to judge."""
     client = CART if node == "node-1" else None
     backends: dict[Address, int] = {PODS[node].ips[0]: 10}
     here = world(node)
@@ -122,20 +129,18 @@ def stream(node: str, events: Sequence[Event], *, lost: int = 0, until_us: int =
         "client_netns": client,
         "backend_netns": backends,
         "enter": {NODE: f"nsenter --net={node} "},
+        "lost": lost,
     }
     known = Surroundings(**(fields | around))  # type: ignore[arg-type]  # a builder by field name
-    reporter.finish(
-        Observation(
-            request=REQUEST,
-            flows=correlator.flows,
-            around=known,
-            surface=Surface(here.owners, frozenset({10})),
-            lost={"kfree_skb": lost} if lost else {},
-            rule_naming="nftrace",
-        ),
-        INVENTORY,
+    return Observation(
+        request=REQUEST,
+        flows=correlator.flows,
+        around=known,
+        surface=Surface(here.owners, frozenset({10})),
+        lost={"kfree_skb": lost} if lost else {},
+        rule_naming="nftrace",
+        boot_ns=BOOTED[node],
     )
-    return timed(written.getvalue(), node, until_us)
 
 
 def timed(text: str, node: str, until_us: int) -> str:
@@ -156,9 +161,9 @@ def timed(text: str, node: str, until_us: int) -> str:
 
 def record_of(event: Event) -> bytes:
     """The kernel's record of an event: the decoder's way back."""
-    *plain, packet, outer, ct_orig, ct_reply, ifname, table = event
+    *plain, packet, outer, ct_orig, ct_reply, ifname, table, payload = event
     tail = b"".join(map(_tuple, (packet, outer, ct_orig, ct_reply)))
-    return LAYOUT.pack(*plain, tail + ifname.encode().ljust(16, b"\0") + table.encode().ljust(16, b"\0"))
+    return LAYOUT.pack(*plain, tail + ifname.encode().ljust(16, b"\0") + table.encode().ljust(16, b"\0")) + payload
 
 
 def _tuple(five: FiveTuple | None) -> bytes:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k8snet.agent import lines, report, values
-from k8snet.agent.report import NEW_POD_NS, Reporter, part_of
+from k8snet.agent.report import NEW_POD_NS, Reporter, Text, part_of
 from k8snet.agent.values import BadValueError, plain
 from k8snet.cli import agent
 from k8snet.cluster import interfaces, inventory
@@ -102,10 +102,10 @@ def test_a_value_of_another_type_is_refused(kind: Any, raw: object) -> None:
 def test_facts_have_the_fields_of_surroundings() -> None:
     known = {field.name for field in fields(Surroundings)}
     assert {field.name for field in fields(lines.Facts)} - known == {
-        "request", "parties", "ports", "rule_naming", "notes",
+        "request", "parties", "ports", "rule_naming", "notes", "expected",
     }  # fmt: skip
-    # What is not sent: the kernel's names (`names` lines), what the join finds out itself.
-    assert known - {field.name for field in fields(lines.Facts)} == {"kernel", "watched", "lost"}
+    # What is not sent: the kernel's names (`names` lines), what the judgement finds out itself.
+    assert known - {field.name for field in fields(lines.Facts)} == {"kernel", "watched", "lost", "queries"}
     assert set(report._AROUND) <= known
 
 
@@ -183,7 +183,7 @@ def test_the_names_of_a_drop_come_before_it() -> None:
 
 def begun() -> tuple[Reporter, io.StringIO]:
     text = io.StringIO()
-    reporter = Reporter(text, story.Kernel())
+    reporter = Reporter(Text(text), story.Kernel())
     reporter.begun(world("node-1"), CART, {})
     return reporter, text
 

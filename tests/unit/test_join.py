@@ -14,7 +14,7 @@ from k8snet.agent.clock import shift
 from k8snet.agent.join import join
 from k8snet.errors import K8snetError
 from k8snet.event import Event
-from k8snet.report import Report, Verdict
+from k8snet.report import Expected, Report, Step, Verdict, Way
 from unit import story
 from unit.story import CART, NODE, drop, into, out
 from unit.streams import AHEAD_NS, FAR, NATTED, VIP, WIRE_NS, stream, syn, syn_ack
@@ -84,6 +84,17 @@ def test_one_stream_alone_is_judged_as_one_node() -> None:
     assert {hop.node for path in report.paths for hop in path.hops} == {"node-1"}
 
 
+@pytest.mark.parametrize("node", ["node-1", "node-2"])
+def test_what_one_agent_has_foreseen_counts_as_far_as_it_looks(node: str) -> None:
+    """In the lab, where nodes share a kernel, it foresees more than it reports."""
+    steps = (Step(CART, "node-1", "shop/cart", "eth0", "out"), Step(NODE, node, None, "veth-cart", "in"))
+    foreseen = Expected("served", "shop/remote", 1, (Way(None, steps),))
+    *before, bye = ONE.splitlines()
+    told = [*before, lines.written(lines.Facts(expected=foreseen)), bye]
+    assert (join([told]).expected is None) == (node == "node-2")
+    assert join([told, TWO.splitlines()]).expected is None
+
+
 def test_a_number_of_one_kernel_is_not_read_as_the_others() -> None:
     """Netns 1 is both nodes' own: settings of one say nothing of the other; reason 12 means what its kernel says."""
     here, there = syn()
@@ -121,6 +132,24 @@ def test_what_left_one_node_and_never_came_in_at_the_other_is_said_so() -> None:
     assert "never reached node-2" in finding.title
     assert report.verdict is Verdict.NO_REPLY
     assert "compared by their wall clocks" in said(report)
+
+
+def test_clocks_are_nothing_to_speak_of_when_an_endpoint_on_the_clients_node_has_answered() -> None:
+    here, back = f"{story.CLIENT} > {story.BACKEND}", f"{story.BACKEND} > {story.CLIENT}"
+    entry = {"orig": f"{story.CLIENT} > {VIP}", "reply": back, "status": story.CONFIRMED}
+    answer = {"flags": 0x12, "ip_id": 0, "seq": 7000}
+    near = [
+        out(f"{story.CLIENT} > {VIP}", CART, "eth0"),
+        into(f"{story.CLIENT} > {VIP}", NODE, "veth-cart"),
+        out(here, NODE, "veth-web-1", **entry),
+        into(here, story.WEB, "eth0"),
+        out(back, story.WEB, "eth0", **answer),
+        out(f"{VIP} > {story.CLIENT}", NODE, "veth-cart", **answer, **entry | {"info": 3}),
+        into(f"{VIP} > {story.CLIENT}", CART, "eth0", **answer),
+    ]
+    report = joined(stream("node-1", near), stream("node-2", []))
+    assert report.verdict is Verdict.DELIVERED
+    assert "clock" not in said(report)
 
 
 def test_the_answer_too() -> None:

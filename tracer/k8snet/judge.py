@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Final
 from k8snet.cluster.targets import Target
 from k8snet.event import Address, FiveTuple
 from k8snet.findings.case import Case, Surroundings
+from k8snet.findings.dns import understood
+from k8snet.flow.dns import DnsExchange, by_socket, exchanges
 from k8snet.flow.model import Direction, Flow
 from k8snet.kernel.rules import dnat_of
 from k8snet.overlay import laid_over
 from k8snet.path import Surface
+from k8snet.queries import view
 from k8snet.report import Expected, FlowView, Party, Report
 from k8snet.summary import PROTOCOLS, summarise
 
@@ -42,6 +45,7 @@ class Observation:
     surface: Surface
     lost: Mapping[str, int]
     rule_naming: str
+    boot_ns: int  # when the events' clock was zero, in nanoseconds since 1970
     ports: frozenset[int] | None = None  # of our own sockets, where we sent ourselves
     notes: tuple[str, ...] = ()
     expected: Expected | None = None  # from before the first packet
@@ -51,8 +55,9 @@ def judge(seen: Observation) -> Report:
     """What became of the flows that were asked for."""
     silent = None if seen.flows else silent_flow(seen.request)
     chains = {id(p): " > ".join(steps) for f in seen.flows for p in f.requests if (steps := dnat_of(p.rules))}
+    queries, cases = cases_of(seen)
     report = summarise(
-        [Case(flow, seen.around) for flow in seen.flows],
+        cases,
         seen.surface,
         asked(seen.request),
         lost=seen.lost,
@@ -61,9 +66,17 @@ def judge(seen: Observation) -> Report:
         notes=seen.notes,
         silent=Case(silent, seen.around) if silent else None,
     )
+    report = replace(report, dns=view(queries, seen.around))
     if seen.expected is None:
         return report
     return replace(report, expected=laid_over(seen.expected, report, seen.around.inventory))
+
+
+def cases_of(seen: Observation) -> tuple[list[DnsExchange], list[Case]]:
+    """What was asked of DNS, and each flow with all that is known about it, that included."""
+    queries = [understood(query, seen.around) for query in exchanges(seen.flows)]
+    around = replace(seen.around, queries=by_socket(queries))
+    return queries, [Case(flow, around) for flow in seen.flows]
 
 
 def servers_of(request: Request) -> frozenset[Address]:

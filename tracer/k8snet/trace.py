@@ -23,7 +23,7 @@ from k8snet.cluster.interfaces import Former, Role, World
 from k8snet.cluster.inventory import Inventory, Pod
 from k8snet.cluster.targets import Target
 from k8snet.errors import K8snetError
-from k8snet.event import Address, BadRecordError, Event, ProbeId
+from k8snet.event import DNS_PORT, Address, BadRecordError, Event, ProbeId
 from k8snet.findings.case import Case, Surroundings, Wire, every_question
 from k8snet.flow.correlate import Correlator
 from k8snet.flow.model import AT_DEVICE, Flow, Packet
@@ -242,7 +242,7 @@ def observe(
         stack.enter_context(run.witness)
         stack.enter_context(uncollected())
         tracer = stack.enter_context(Tracer(_filter(request, world), tiers=request.tiers))
-        notes += _unattached(tracer.start())
+        notes += unattached(tracer.start())
         blame = stack.enter_context(_blame(request, run, guardian))
         watcher.ready()
         if listener is not None:
@@ -402,7 +402,7 @@ def _filter(request: Request, world: World) -> Filter:
     )
 
 
-def _unattached(statuses: Iterable[ProbeStatus]) -> list[str]:
+def unattached(statuses: Iterable[ProbeStatus]) -> list[str]:
     """One line for what the chosen probes cannot show; tier 2 is never missed by a verdict."""
     missing = [s for s in statuses if not s.attached and s.probe.tier == 1 and s.probe.default]
     for status in missing:
@@ -659,6 +659,11 @@ def _observation(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequen
             links=answers.links,
             addresses=answers.addresses,
         )
+    if run.client_netns is not None and any(flow.original.dport == DNS_PORT for flow in flows):
+        from k8snet.kernel.rootfs import resolver_of
+
+        resolver = resolver_of(run.world.netns.get(run.client_netns.inum, run.client_netns))
+        around = replace(around, resolvers={run.client_netns.inum: resolver} if resolver else {})
     deaths = [d for flow in flows for d in Case(flow, around).deaths if d.netfilter]
     around = replace(around, rules=blame.name([Drop(id(d.packet), d.event, d.packet.rules) for d in deaths]))
     return Observation(
@@ -668,6 +673,7 @@ def _observation(run: _Run, blame: Blame, lost: Mapping[str, int], notes: Sequen
         surface=run.surface,
         lost=lost,
         rule_naming=blame.how,
+        boot_ns=time.time_ns() - time.monotonic_ns(),
         ports=frozenset(sender.ports) if sender is not None else None,
         notes=(*notes, *blame.notes, *_gone(run), *_said(sender), *run.names.notes),
         expected=run.expected,

@@ -19,15 +19,15 @@ from k8snet.cluster.interfaces import Owner, Role
 from k8snet.cluster.inventory import Inventory
 from k8snet.errors import K8snetError
 from k8snet.event import BadRecordError, Event, ProbeId
-from k8snet.findings.case import Surroundings
+from k8snet.findings.case import Case, Surroundings
 from k8snet.flow.correlate import Correlator
-from k8snet.flow.model import Packet
+from k8snet.flow.model import Flow, Packet
 from k8snet.judge import Observation, is_asked_for, judge, servers_of
 from k8snet.kernel.conntrack import Rivals
 from k8snet.kernel.rules import NamedRule
 from k8snet.kernel.ruletrace import RuleStep
 from k8snet.path import Surface
-from k8snet.report import Finding, Hop, Report
+from k8snet.report import Expected, Finding, Hop, Report
 from k8snet.trace import uncollected
 
 _MACHINE: Final = 32  # bits of a netns's number; those above say which machine it is on
@@ -50,9 +50,12 @@ class Half:
     ready: Ready | None = None
     bye: Bye | None = None
     error: Error | None = None
+    left_out: int = 0  # events
     damaged: int = 0  # lines
     bad: int = 0  # records
     broken: str = ""  # why it ended early
+    on_the_way: str = "events on the way"  # what those are called that were seen and did not arrive here
+    lacks: dict[str, int] = field(default_factory=dict)  # what else is missing of it, and how much
 
     @property
     def node(self) -> str:
@@ -68,16 +71,17 @@ class Half:
     def lost(self) -> dict[str, int]:
         """What was not seen, or did not arrive."""
         lost = {name: count for name, count in (self.bye.lost if self.bye else {}).items() if count}
-        missing = (self.bye.events if self.bye else max(self.events, default=-1) + 1) - len(self.events) - self.bad
+        missing = (self.bye.events if self.bye else max(self.events, default=-1) + 1) - len(self.events)
+        missing -= self.bad + self.left_out
         if missing > 0:
-            lost["events on the way"] = missing
+            lost[self.on_the_way] = missing
         if self.damaged:
             lost["damaged lines"] = self.damaged
         if self.bad:
             lost["undecodable"] = self.bad
         if self.bye is None:
             lost["end of the stream"] = 1
-        return lost
+        return lost | self.lacks
 
 
 _DEFAULTS: Final = {f.name: getattr(Facts(), f.name) for f in fields(Facts)}
@@ -103,7 +107,7 @@ class Reader:
             self._half = self._half or Half(_fitting(line))
         elif isinstance(line, Error):
             self._error = line
-        elif line is not None and self._half is not None and not _take(self._half, line):
+        elif line is not None and self._half is not None and not take(self._half, line):
             self._damaged += 1
             return None
         return line
@@ -149,7 +153,7 @@ def _fitting(hello: Hello) -> Hello:
     return hello
 
 
-def _take(half: Half, line: Line) -> bool:
+def take(half: Half, line: Line) -> bool:
     """Add one line to what is known; False when it is damaged."""
     match line:
         case Ready():
@@ -169,14 +173,19 @@ def _take(half: Half, line: Line) -> bool:
                     half.facts[name] = {**old, **new} if isinstance(old, Mapping) else new
         case Events():
             try:
-                for number, record in enumerate(lines.unpacked(line), line.first):
-                    try:
-                        half.events[number] = Event.decode(record)
-                    except BadRecordError:
-                        half.bad += 1
+                take_records(half, line.first, lines.unpacked(line))
             except BadLineError:
                 return False
     return True
+
+
+def take_records(half: Half, first: int, records: Iterable[bytes]) -> None:
+    """Add events; `first` is the number of the first of them."""
+    for number, record in enumerate(records, first):
+        try:
+            half.events[number] = Event.decode(record)
+        except BadRecordError:
+            half.bad += 1
 
 
 def join(
@@ -188,20 +197,37 @@ def join(
     reads it. Whatever carries the lines raises OSError when it breaks. Raises K8snetError when a stream is no agent's,
     of another version, or an agent's that could not begin.
     """
+    return joined(halves_of(streams, heard), inventory)
+
+
+def halves_of(streams: Sequence[Iterable[str | bytes]], heard: Heard | None = None) -> list[Half]:
+    """The streams of one or two agents, read side by side."""
     if not 1 <= len(streams) <= 2:
         raise K8snetError(f"{len(streams)} streams: a flow has one node or two", "give the streams of its ends only")
     with ThreadPoolExecutor(len(streams), "k8snet-join") as readers:
         under_way = [readers.submit(read, stream, n, heard) for n, stream in enumerate(streams)]
-        halves = [future.result() for future in under_way]
-    return joined(halves, inventory)
+        return [future.result() for future in under_way]
 
 
 def joined(halves: Sequence[Half], inventory: Inventory | None = None) -> Report:
     """The same for halves that were read already."""
+    return seen_and_judged(halves, inventory)[1]
+
+
+def seen_and_judged(
+    halves: Sequence[Half],
+    inventory: Inventory | None = None,
+    choose: Callable[[Observation], Observation] = lambda seen: seen,
+) -> tuple[Observation, Report]:
+    """The report, and what it was made from: there, the number of a netns says on which machine it is.
+
+    `choose`: what to judge of all that was seen.
+    """
     # The client's first: its request is what is judged, and its clock the report's.
     halves = sorted(halves, key=_is_far)
     with uncollected():
-        return _readable(judge(observation(halves, inventory)), halves)
+        seen = choose(observation(halves, inventory))
+        return seen, _readable(judge(seen), halves)
 
 
 def _is_far(half: Half) -> tuple[bool, bool]:
@@ -213,7 +239,11 @@ def _is_far(half: Half) -> tuple[bool, bool]:
 
 def observation(halves: Sequence[Half], inventory: Inventory | None = None) -> Observation:
     """All halves as if one machine had seen it; netns still say whose they are."""
+    several = len(halves) > 1
+    if several:
+        halves = [_own(half) for half in halves]
     first = halves[0]
+    alone = first.hello.whole and not several
     request = first.fact("request")
     if request is None:
         raise K8snetError(
@@ -224,20 +254,27 @@ def observation(halves: Sequence[Half], inventory: Inventory | None = None) -> O
         wall = _boot_ns(first.hello) - _boot_ns(other.hello)
         shifts.append(clock.shift(first.events.values(), other.events.values(), wall))
     names = _Numbers()
-    parts = [_Part(n, half, shift.ns, names) for n, (half, shift) in enumerate(zip(halves, shifts, strict=True))]
-    known = inventory or _merged([i for half in halves for i in (half.fact("request"), half.fact("inventory"))])
-    request = replace(request, inventory=known)
+    parts = [
+        _Part(n, half, shift.ns, names, whole=alone) for n, (half, shift) in enumerate(zip(halves, shifts, strict=True))
+    ]
+    if alone:
+        known = inventory or first.fact("inventory") or request.inventory
+    else:
+        known = inventory or _merged([i for half in halves for i in (half.fact("request"), half.fact("inventory"))])
+        request = replace(request, inventory=known)
     correlator = Correlator(request.client.addresses)
     numbered = [part.events() for part in parts]
-    for event in sorted((e for events in numbered for e in events.values()), key=lambda e: e.ktime_ns):
+    # What the trace itself has judged came in this order; of two events of one moment it matters which is first.
+    taken = sorted((e for events in numbered for e in events.values()), key=lambda e: e.ktime_ns)
+    for event in numbered[0].values() if alone else taken:
         if event.probe is not ProbeId.NF_CT_RESOLVE_CLASH:
             correlator.feed(event)
-    correlator.attach_rules(sorted((s for part in parts for s in part.steps()), key=lambda s: s.ktime_ns))
+    steps = [step for part in parts for step in part.steps()]
+    correlator.attach_rules(steps if alone else sorted(steps, key=lambda s: s.ktime_ns))
     client = next((n for part in parts if (n := part.client) is not None), None)
     servers = servers_of(request)
     flows = [f for f in correlator.flows if is_asked_for(f, request, servers, client, first.fact("ports"))]
     packet_of = {id(e): p for flow in flows for p in flow.packets for e in p.events}
-    several = len(halves) > 1
     lost = {(f"{k} on {h.node}" if several else k): n for h in halves for k, n in h.lost.items()}
     facts = _union([part.facts() for part in parts])
     owners = facts.pop("owners")
@@ -250,7 +287,10 @@ def observation(halves: Sequence[Half], inventory: Inventory | None = None) -> O
         rivals=_union([part.rivals(numbered[n]) for n, part in enumerate(parts)]),
         send_errors=first.fact("send_errors"),
         lost=sum(lost.values()),
-        watched={n: _span(h, s) for p, h, s in zip(parts, halves, shifts, strict=True) for n in p.netns},
+        # A whole trace's own judgement holds that it has seen all from its first event to its last.
+        watched={}
+        if alone and first.ready and first.bye
+        else {n: _span(h, s) for p, h, s in zip(parts, halves, shifts, strict=True) for n in p.netns},
         **facts,
     )
     ways = {half.node: half.fact("rule_naming") or "off" for half in halves}
@@ -262,12 +302,42 @@ def observation(halves: Sequence[Half], inventory: Inventory | None = None) -> O
         surface=Surface(owners, frozenset().union(*(part.parties for part in parts))),
         lost=lost,
         rule_naming=next(iter(ways.values())) if same else ", ".join(f"{how} on {node}" for node, how in ways.items()),
+        boot_ns=_boot_ns(first.hello),
         ports=first.fact("ports"),
         notes=(
             *_notes(halves),
-            *(s.sentence(first.node, h.node) for h, s in zip(halves[1:], shifts[1:], strict=True)),
+            *(
+                s.sentence(first.node, h.node)
+                for part, h, s in zip(parts[1:], halves[1:], shifts[1:], strict=True)
+                if s.measured or _rests_on(part, flows, around)
+            ),
         ),
+        expected=None if several else _foreseen(first),
     )
+
+
+def _foreseen(half: Half) -> Expected | None:
+    """The expected path of this node's agent, unless it goes on where the agent does not look: on another node."""
+    found: Expected | None = half.fact("expected")
+    if found is None or half.hello.whole:
+        return found
+    steps = (step for way in found.ways for step in (*way.request, *way.reply))
+    return found if all(step.node in (None, half.node) for step in steps) else None
+
+
+def _rests_on(part: _Part, flows: Sequence[Flow], around: Surroundings) -> bool:
+    """The report has times of this node, or says that nothing came there: not so if an endpoint elsewhere answered."""
+    seen = any(event.netns in part.netns for flow in flows for packet in flow.packets for event in packet.events)
+    return seen or not flows or not all(Case(flow, around).served for flow in flows)
+
+
+def _own(half: Half) -> Half:
+    """Without what another node on the same kernel did, which an agent does not even write down."""
+    if not half.hello.whole:
+        return half
+    owners = half.fact("owners")
+    events = {number: event for number, event in half.events.items() if not event.netns or event.netns in owners}
+    return replace(half, events=events, left_out=len(half.events) - len(events))
 
 
 def _boot_ns(hello: Hello) -> int:
@@ -343,8 +413,9 @@ class _Numbers:
 class _Part:
     """One half with everything in the numbers that all share."""
 
-    def __init__(self, number: int, half: Half, shift_ns: int, names: _Numbers) -> None:
+    def __init__(self, number: int, half: Half, shift_ns: int, names: _Numbers, *, whole: bool = False) -> None:
         self._number = number
+        self._whole = whole
         self._half = half
         self._shift_ns = shift_ns
         self._names = names
@@ -407,6 +478,7 @@ class _Part:
         half, netns = self._half, self._netns
         by_netns = (
             "owners", "settings", "rises", "tables", "enter", "neighbours", "forwarding", "links", "addresses", "fills",
+            "resolvers",
         )  # fmt: skip
         found: dict[str, Any] = {name: {netns(n): v for n, v in half.fact(name).items()} for name in by_netns}
         found["owners"] = {n: self._named(owner, n) for n, owner in found["owners"].items()}
@@ -422,6 +494,8 @@ class _Part:
 
     def _named(self, owner: Owner, number: int) -> Owner:
         """Its node, and a name for a pod's netns that has none: the number alone would be ours."""
+        if self._whole:
+            return owner
         node = owner.node or (self._half.node if owner.role is not Role.OTHER else None)
         return replace(owner, node=node, pin=owner.pin or str(_plain(number)))
 

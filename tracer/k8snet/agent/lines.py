@@ -13,9 +13,9 @@ import base64
 import binascii
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from k8snet.agent.values import BadValueError, plain, read
 from k8snet.cluster.interfaces import Owner
@@ -24,18 +24,22 @@ from k8snet.event import LAYOUT, Address
 from k8snet.findings.case import Wire
 from k8snet.kernel.conntrack import Fill, Rivals
 from k8snet.kernel.devices import Attached
+from k8snet.kernel.resolver import Resolver
 from k8snet.kernel.rtnetlink import InterfaceAddress, Link, Neighbour, Route, RouteQuestion
 from k8snet.kernel.rules import NamedRule
 from k8snet.kernel.ruletrace import RuleStep
+from k8snet.report import Expected
 from k8snet.trace import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+T = TypeVar("T")
 VERSION: Final = 1
 LAYOUT_ID: Final = f"{LAYOUT.size}-{zlib.crc32(LAYOUT.format.encode()):08x}"
 # So many in a line, which then stays below the 16 KiB at which container runtimes cut lines.
 BATCH: Final = 256  # records
+PAYLOADS: Final = 4096  # bytes of payload, likewise
 STEPS: Final = 32  # rules
 
 
@@ -54,6 +58,8 @@ class Hello:
     kernel: str
     monotonic_ns: int
     realtime_ns: int
+    whole: bool = False  # nothing was left out: this is all that a trace's own judgement had (a recording)
+    record: str = ""  # the fields of a record, so that a version that has others can read it (`k8snet.record.layout`)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class Events:
     first: int
     count: int
     records: str  # base64 of zlib
+    payloads: Mapping[int, int] = field(default_factory=dict)  # which of them have how many bytes more, at the end
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,12 @@ class Facts:
     links: Mapping[int, Mapping[str, Link]] = field(default_factory=dict)
     addresses: Mapping[int, Mapping[str, tuple[InterfaceAddress, ...]]] = field(default_factory=dict)
     fills: Mapping[int, Fill] = field(default_factory=dict)
+    resolvers: Mapping[int, Resolver] = field(default_factory=dict)
     rivals: Mapping[int, Rivals] = field(default_factory=dict)  # by the number of the event
     rules: Mapping[int, NamedRule] = field(default_factory=dict)  # by the number of the event that dropped
     rule_naming: str = ""
     notes: tuple[str, ...] = ()
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True)
@@ -153,13 +162,18 @@ KINDS: Final[dict[str, type[Line]]] = {
 }
 
 
-def written(line: Line) -> str:
+def written(line: object) -> str:
     """The line's text, without its end."""
     return json.dumps({"line": type(line).__name__.lower()} | plain(line), separators=(",", ":"))
 
 
 def understood(text: str) -> Line | None:
     """The line that `text` is; None for what no agent wrote, or a newer one did. Raises BadLineError."""
+    return parsed(text, KINDS)
+
+
+def parsed(text: str, kinds: Mapping[str, type[T]]) -> T | None:
+    """The same for lines of these kinds."""
     text = text.strip()
     if not text.startswith('{"line":'):
         return None
@@ -167,7 +181,7 @@ def understood(text: str) -> Line | None:
         raw = json.loads(text)
     except (ValueError, RecursionError):
         raise BadLineError(f"cut or damaged: {text[:40]}") from None
-    kind = KINDS.get(str(raw.get("line")))
+    kind = kinds.get(str(raw.get("line")))
     if kind is None:
         return None
     try:
@@ -178,14 +192,32 @@ def understood(text: str) -> Line | None:
 
 def packed(first: int, records: Sequence[bytes]) -> Events:
     """Records as a line; level 1, because more takes twice the time for a quarter less."""
-    return Events(first, len(records), base64.b64encode(zlib.compress(b"".join(records), 1)).decode())
+    size = LAYOUT.size
+    payloads = {n: len(record) - size for n, record in enumerate(records) if len(record) > size}
+    raw = b"".join(records) if not payloads else b"".join([r[:size] for r in records] + [r[size:] for r in records])
+    return Events(first, len(records), base64.b64encode(zlib.compress(raw, 1)).decode(), payloads)
+
+
+def batches(records: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """So many at a time as one line can hold."""
+    start = payload = 0
+    for number, record in enumerate(records):
+        payload += len(record) - LAYOUT.size
+        if number > start and (number - start == BATCH or payload > PAYLOADS):
+            yield records[start:number]
+            start, payload = number, len(record) - LAYOUT.size
+    if start < len(records):
+        yield records[start:]
 
 
 def unpacked(line: Events) -> Iterable[bytes]:
     """The records of a line. Raises BadLineError when they are not as many as it says."""
-    size = line.count * LAYOUT.size
     if not 0 <= line.count <= BATCH:
         raise BadLineError(f"events: {line.count} records in a line")
+    if not all(0 <= n < line.count and 0 < more < 1 << 16 for n, more in line.payloads.items()):
+        raise BadLineError("events: payloads of no record, or of no length")
+    plain_size = line.count * LAYOUT.size
+    size = plain_size + sum(line.payloads.values())
     try:
         # Bounded: few bytes can be made to grow to very many.
         raw = zlib.decompressobj().decompress(base64.b64decode(line.records, validate=True), size + 1)
@@ -193,4 +225,11 @@ def unpacked(line: Events) -> Iterable[bytes]:
         raise BadLineError(f"events: {error}") from None
     if len(raw) != size:
         raise BadLineError(f"events: {line.count} records of {LAYOUT.size} bytes promised, {len(raw)} bytes found")
-    return (raw[i : i + LAYOUT.size] for i in range(0, size, LAYOUT.size))
+    return _cut(raw, plain_size, line.payloads)
+
+
+def _cut(raw: bytes, payload_at: int, payloads: Mapping[int, int]) -> Iterator[bytes]:
+    for number, at in enumerate(range(0, payload_at, LAYOUT.size)):
+        more = payloads.get(number, 0)
+        yield raw[at : at + LAYOUT.size] + raw[payload_at : payload_at + more]
+        payload_at += more

@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, TypeVar
 
 from k8snet import __version__
 from k8snet.agent import lines
@@ -19,6 +19,7 @@ from k8snet.cluster.interfaces import Owner, World
 from k8snet.cluster.inventory import Inventory
 from k8snet.event import Address, CtStatus, Event, ProbeId
 from k8snet.findings.case import Case, Kernel
+from k8snet.record.layout import DESCRIPTION
 
 if TYPE_CHECKING:
     from k8snet.judge import Observation
@@ -33,15 +34,52 @@ COUNTS_EVERY: Final = 1.0  # seconds
 _AROUND: Final = (
     "settings", "rises", "listening", "backlogs", "attached", "tables", "enter", "wires", "routes", "neighbours",
     "forwarding", "links", "addresses", "fills", "send_errors",
+    "resolvers",
 )  # fmt: skip
 
 
-class Reporter:
-    """Writes what it is told; a `Listener` and a `Watcher` at once."""
+class Carrier(Protocol):
+    """Where lines go."""
 
-    def __init__(self, out: TextIO, kernel: Kernel, ended: Callable[[], bool] = lambda: False) -> None:
+    def line(self, line: lines.Line) -> None:
+        """Take a line that is no `Events`."""
+
+    def records(self, first: int, records: Sequence[bytes]) -> None:
+        """Take the records of events; `first` is the number of the first of them."""
+
+
+class Text:
+    """Lines as text, each on its way at once."""
+
+    def __init__(self, out: TextIO) -> None:
         self._out = out
+
+    def line(self, line: lines.Line) -> None:
+        """Write it."""
+        self._out.write(lines.written(line) + "\n")
+        self._out.flush()
+
+    def records(self, first: int, records: Sequence[bytes]) -> None:
+        """Write as many lines as they need."""
+        for some in lines.batches(records):
+            self.line(lines.packed(first, some))
+            first += len(some)
+
+
+class Reporter:
+    """Tells a carrier what it is told; a `Listener` and a `Watcher` at once.
+
+    `whole`: of this machine nothing is left out, and all names are told; what comes of it is judged as the trace itself
+    would be.
+    """
+
+    def __init__(
+        self, carrier: Carrier, kernel: Kernel, ended: Callable[[], bool] = lambda: False, *, whole: bool = False
+    ) -> None:
+        self._carrier = carrier
+        self._write = carrier.line
         self._kernel = kernel
+        self._whole = whole
         self._is_over = ended
         self._world: World | None = None
         self._owners: dict[int, Owner] = {}  # as they were written last
@@ -68,12 +106,17 @@ class Reporter:
                 platform.release(),
                 time.monotonic_ns(),
                 time.time_ns(),
+                self._whole,
+                DESCRIPTION if self._whole else "",
             )
         )
 
     def asked(self, request: Request) -> None:
         """What was asked for, once its names mean something."""
-        self._write(lines.Facts(request=replace(request, inventory=part_of(request.inventory, (), request))))
+        known = request.inventory
+        # What slices say is in the services, too.
+        inventory = replace(known, slices=()) if self._whole else part_of(known, (), request)
+        self._write(lines.Facts(request=replace(request, inventory=inventory)))
 
     def fail(self, problem: str, remedy: str, more: tuple[str, ...] = ()) -> None:
         """It cannot go on."""
@@ -102,13 +145,19 @@ class Reporter:
             {"rivals": {self._numbers[e]: r for e, r in around.rivals.items() if e in self._numbers}},
             {"rules": rules},
             {"notes": seen.notes},
-            {"inventory": part_of(inventory, addresses, seen.request)},
+            {"expected": seen.expected},
+            {"inventory": self._names_of(seen, inventory, addresses)},
         ]
         for some in facts:
             line = lines.Facts(**some)
             if line != lines.Facts():
                 self._write(line)
         self._write(lines.Bye(time.monotonic_ns(), self._count, dict(seen.lost), self._strange))
+
+    def _names_of(self, seen: Observation, inventory: Inventory, addresses: Collection[Address]) -> Inventory | None:
+        if not self._whole:
+            return part_of(inventory, addresses, seen.request)
+        return None if inventory == seen.request.inventory else replace(inventory, slices=())
 
     # --- as a Listener -----------------------------------------------------------------------------------------------
 
@@ -123,7 +172,8 @@ class Reporter:
 
     def saw(self, event: Event, record: bytes) -> None:
         """An event."""
-        if self._world is None or (event.netns and event.netns not in self._world.netns):
+        stranger = self._world is None or (event.netns and event.netns not in self._world.netns)
+        if stranger and not self._whole:
             self._strangers.append((event, record))
             return
         self._take(event, record)
@@ -177,8 +227,8 @@ class Reporter:
         self._unwritten.append(event)
 
     def _flush(self) -> None:
-        self._mentioned |= {event.netns for event in self._unwritten}
         owners = self._world.owners if self._world is not None else {}
+        self._mentioned |= owners.keys() if self._whole else {event.netns for event in self._unwritten}
         news = {n: owners[n] for n in self._mentioned if n in owners and self._owners.get(n) != owners[n]}
         if news:
             self._owners |= news
@@ -190,14 +240,9 @@ class Reporter:
             self._reasons |= reasons
             self._symbols |= symbols
             self._write(lines.Names(reasons, symbols))
-        first = self._count - len(self._records)
-        for start in range(0, len(self._records), lines.BATCH):
-            self._write(lines.packed(first + start, self._records[start : start + lines.BATCH]))
+        if self._records:
+            self._carrier.records(self._count - len(self._records), self._records)
         self._records, self._unwritten = [], []
-
-    def _write(self, line: lines.Line) -> None:
-        self._out.write(lines.written(line) + "\n")
-        self._out.flush()
 
 
 def part_of(inventory: Inventory, addresses: Collection[Address], request: Request) -> Inventory:
@@ -214,6 +259,7 @@ def part_of(inventory: Inventory, addresses: Collection[Address], request: Reque
                 (
                     *_known(inventory.service_by_ip, wanted),
                     *(s for some in _known(inventory.service_by_outer_ip, wanted) for s in some),
+                    *((request.server.service,) if request.server.service else ()),  # of a NodePort
                 )
             )
         ),

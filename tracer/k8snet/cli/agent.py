@@ -45,11 +45,11 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def run(args: argparse.Namespace) -> Exit:
     """Observe until somebody says that it is enough."""
-    from k8snet.agent.report import Reporter
+    from k8snet.agent.report import Reporter, Text
     from k8snet.trace import KernelNames
 
     enough = threading.Event()
-    reporter = Reporter(sys.stdout, KernelNames(), enough.is_set)
+    reporter = Reporter(Text(sys.stdout), KernelNames(), enough.is_set)
     reporter.hello(args.node or socket.gethostname())
     try:
         with _heeding_signals(enough):

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from k8snet.cli import source
+from k8snet.cli import output, source
 from k8snet.errors import Exit, K8snetError
 
 if TYPE_CHECKING:
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from k8snet.cluster.inventory import Inventory
     from k8snet.cluster.targets import Target
     from k8snet.kernel.guardian import Guardian
+    from k8snet.record.recorder import Recorder
     from k8snet.report import Report
     from k8snet.trace import Request, Watcher
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 24 * 3600.0  # a guess; a socket cannot wait for centuries
 _MOST_BYTES = 65_000
-_PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
+PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 
 
 def duration(text: str) -> float:
@@ -69,8 +71,36 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog="example: k8snet trace --from shop/cart --to svc/shop/payments:http --send 3",
     )
     add_options(parser)
+    add_recording_options(parser)
     source.add_options(parser, "namespace of names that have none; default: the context's")
     parser.set_defaults(run=run)
+
+
+def add_recording_options(parser: argparse.ArgumentParser) -> None:
+    """Where to keep what is seen; `recording_of` checks them."""
+    group = parser.add_argument_group("recording", "for k8snet replay, on any machine (docs/replay.md)")
+    group.add_argument("--record", type=Path, metavar="FILE", help="keep all that is needed to judge later")
+    group.add_argument(
+        "--ring", type=ring, default=0, metavar="SIZE", help="in FILE.0001, ...: the newest, never more than this (64M)"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace a recording that is there")
+
+
+def ring(text: str) -> int:
+    """A number of bytes, as 64M or 2G."""
+    from k8snet.record.file import SMALLEST_RING
+
+    match = re.fullmatch(r"([0-9]{1,9})(K|M|G|T)(i?B)?", text)
+    if not match or (number := int(match[1]) << {"K": 10, "M": 20, "G": 30, "T": 40}[match[2]]) < SMALLEST_RING:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1M on: write 64M or 2G")
+    return number
+
+
+def check_recording(args: argparse.Namespace) -> None:
+    """Raise K8snetError for options that say how to record where nothing is recorded."""
+    if args.record is None and (args.ring or args.overwrite):
+        which = "--ring" if args.ring else "--overwrite"
+        raise K8snetError(f"{which} says how to record, and nothing is to be recorded", "add --record FILE")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +109,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expect", action="store_true", help="trace nothing: print what the path should be, and exit (reads only)"
     )
-    parser.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
+    output.add_options(parser)
 
 
 def add_flow_options(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +120,7 @@ def add_flow_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, metavar="B[:PORT]", help="server: [ns/][kind/]name, DNS name, IP address or external"
     )
-    parser.add_argument("--protocol", choices=_PROTOCOLS, help="default: the service port's, else any")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="default: the service port's, else any")
     family = parser.add_mutually_exclusive_group()
     for version in (4, 6):
         family.add_argument(
@@ -123,7 +153,14 @@ def run(args: argparse.Namespace) -> Exit:
     """Trace, print the report, and say by the exit code how it went."""
     if args.expect and args.send:
         raise K8snetError("--expect sends nothing, and --send says how much", "leave out one of them")
-    from k8snet.trace import client_netns_of, run_trace
+    if args.expect and args.record is not None:
+        raise K8snetError("--expect traces nothing that could be recorded", "leave out --expect or --record")
+    if args.expect and (args.otlp is not None or args.output in ("html", "pcapng")):
+        raise K8snetError("--expect traces nothing that could be exported", "-o text, wide or json")
+    check_recording(args)
+    output.check(args)
+    from k8snet.judge import judge
+    from k8snet.trace import client_netns_of, observe
 
     with prepared(args, "trace", changes=not args.read_only and not args.expect) as ready:
         request, world, known = ready.request, ready.world, ready.known
@@ -133,10 +170,21 @@ def run(args: argparse.Namespace) -> Exit:
             return _expect(request, world, args.output)
         if known.cluster is not None:
             known.cluster.watch()
-        with watcher_for(args, request) as watcher:
-            report = run_trace(request, world, watcher, known.names, ready.guardian)
-    print_report(report, args.output)
+        with _recorder(args, request) as recorder, watcher_for(args, request) as watcher:
+            seen = observe(request, world, watcher, known.names, ready.guardian, recorder)
+            if recorder is not None:
+                seen = recorder.complete(seen, known.names.inventory)
+        report = judge(seen)
+    output.show(seen, report, args)
     return exit_code(report)
+
+
+def _recorder(args: argparse.Namespace, request: Request) -> AbstractContextManager[Recorder | None]:
+    if args.record is None:
+        return nullcontext()
+    from k8snet.record.recorder import recorder
+
+    return recorder(args.record, request, args.ring, overwrite=args.overwrite)
 
 
 @dataclass(frozen=True)
@@ -299,7 +347,7 @@ def watcher_for(args: argparse.Namespace, request: Request) -> AbstractContextMa
     return Live(f"{request.client.text} → {request.server.text}")
 
 
-def _expect(request: Request, world: World, output: str) -> Exit:
+def _expect(request: Request, world: World, form: str) -> Exit:
     """Print what the path should be; 3 when nothing can be said. Sends and changes nothing."""
     from k8snet.judge import asked
     from k8snet.trace import foreseen
@@ -311,27 +359,15 @@ def _expect(request: Request, world: World, output: str) -> Exit:
             "name one outside: --to 192.0.2.1:443",
         )
     flow = asked(request)
-    if output in ("json", "jsonl"):
+    if form in ("json", "jsonl"):
         from k8snet.render import document
 
-        print(document.dumps_expected(flow, expected, one_line=output == "jsonl"))
+        print(document.dumps_expected(flow, expected, one_line=form == "jsonl"))
     else:
         from k8snet.render import text
 
-        text.show_expected(flow, expected, sys.stdout, wide=output == "wide")
+        text.show_expected(flow, expected, sys.stdout, wide=form == "wide")
     return Exit.OK if any(way.request for way in expected.ways) else Exit.INCONCLUSIVE
-
-
-def print_report(report: Report, output: str) -> None:
-    """The report on stdout, in the form that was asked for."""
-    if output in ("json", "jsonl"):
-        from k8snet.render import document
-
-        print(document.dumps(report, one_line=output == "jsonl"))
-        return
-    from k8snet.render import text
-
-    text.show(report, sys.stdout, wide=output == "wide")
 
 
 def exit_code(report: Report) -> Exit:

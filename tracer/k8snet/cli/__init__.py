@@ -33,12 +33,12 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line, as `k8snet --help` prints it."""
-    from k8snet.cli import agent, check, cleanup, completion, install, join, lab, trace
+    from k8snet.cli import agent, check, cleanup, completion, install, join, lab, replay, trace, watch
     from k8snet.cli import map as map_
 
     top = _top("k8snet", "Follow one flow through a Kubernetes node: where it died, why, which rule is to blame, ")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (trace, map_, check, agent, join, lab, install, cleanup, completion):
+    for command in (trace, watch, map_, check, agent, join, replay, lab, install, cleanup, completion):
         command.register(commands)
     return top
 

@@ -154,7 +154,7 @@ def _values(option: argparse.Action, begun: str, words: Sequence[str]) -> tuple[
     if option.choices is not None:
         return "words", _beginning(begun, map(str, option.choices))
     match option.dest:
-        case "from_" | "to":
+        case "from_" | "to" | "pods":
             from k8snet.cluster.complete import complete
 
             inventory, namespace = inventory_for(words, begun)
@@ -164,6 +164,10 @@ def _values(option: argparse.Action, begun: str, words: Sequence[str]) -> tuple[
             from k8snet.cluster.complete import namespaces
 
             return "words", namespaces(begun, inventory_for(words[:-1])[0])
+        case "until":
+            from k8snet.cli.watch import codes
+
+            return "words", _beginning(begun, codes())
         case "scenario":
             from k8snet.lab.scenarios import SCENARIOS
 

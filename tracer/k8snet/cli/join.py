@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 
+from k8snet.cli import output
 from k8snet.errors import Exit, K8snetError
 
 
@@ -22,20 +23,21 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="output of k8snet agent, at most two; -: stdin")
     parser.add_argument("--inventory", metavar="FILE", help="names from what kubectl get -o json printed")
-    parser.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
+    output.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> Exit:
     """Join, print the report, and say by the exit code how it went."""
-    from k8snet.agent.join import join
-    from k8snet.cli.trace import exit_code, print_report
+    from k8snet.agent.join import halves_of, seen_and_judged
+    from k8snet.cli.trace import exit_code
     from k8snet.cluster.file import load
 
+    output.check(args)
     with ExitStack() as stack:
         streams = [_opened(name, stack) for name in args.files]
-        report = join(streams, load(args.inventory) if args.inventory else None)
-    print_report(report, args.output)
+        seen, report = seen_and_judged(halves_of(streams), load(args.inventory) if args.inventory else None)
+    output.show(seen, report, args)
     return exit_code(report)
 
 

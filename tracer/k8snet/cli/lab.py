@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from k8snet.cli import output
 from k8snet.errors import Exit, K8snetError
 
 # As in k8snet.lab.lab, which is too heavy to import for --help; tests/unit/test_lab_data.py compares them.
@@ -36,7 +37,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog="example: k8snet lab run forward-policy-drop --backend iptables-legacy",
     )
     one.add_argument("scenario", metavar="SCENARIO", help="see `k8snet lab list`")
-    one.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
+    output.add_options(one)
     for builder in (up, one):
         builder.add_argument("--backend", choices=BACKENDS, help=f"default: {BACKENDS[0]}")
     up.add_argument("--topology", choices=TOPOLOGIES, default=TOPOLOGIES[0], help="default: %(default)s")
@@ -81,13 +82,14 @@ def _list(_args: argparse.Namespace) -> Exit:
 
 
 def _run(args: argparse.Namespace) -> Exit:
-    from k8snet.cli.trace import print_report
+    from k8snet.judge import judge
     from k8snet.lab.lab import Lab
     from k8snet.lab.needs import missing
-    from k8snet.lab.play import play
+    from k8snet.lab.play import seen_in
     from k8snet.lab.scenarios import by_name, differences
     from k8snet.render.live import Live
 
+    output.check(args)
     scenario = by_name(args.scenario)
     if why := missing(scenario.needs):
         raise K8snetError(f"{scenario.name} cannot be played here: {why}", "k8snet lab list")
@@ -97,11 +99,12 @@ def _run(args: argparse.Namespace) -> Exit:
             print(f"{where}# {command}", file=sys.stderr)
         scenario.break_it(lab)
         with Live(f"{scenario.traffic.client} → {scenario.traffic.target}") as watcher:
-            report = play(lab, scenario, watcher=watcher)
+            seen = seen_in(lab, scenario, watcher=watcher)
+            report = judge(seen)
         if not lab.is_up:
             raise K8snetError("the lab was taken down while it was traced", f"k8snet lab run {scenario.name}")
         wrong = differences(lab, scenario.expected, report)
-    print_report(report, args.output)
+    output.show(seen, report, args)
     sys.stdout.flush()
     for line in wrong:
         print(line, file=sys.stderr)

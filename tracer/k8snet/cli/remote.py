@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from k8snet.cli import source
-from k8snet.cli.trace import add_flow_options, duration, exit_code, print_report, request_of, watcher_for
+from k8snet.cli.output import REPORTS, print_report
+from k8snet.cli.trace import add_flow_options, duration, exit_code, request_of, watcher_for
 from k8snet.errors import Exit, K8snetError
 from k8snet.render.safe import inert
 
@@ -32,7 +33,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog="example: kubectl k8snet trace --from shop/cart --to svc/shop/payments:http --send 3",
     )
     add_flow_options(parser)
-    parser.add_argument("-o", "--output", choices=("text", "wide", "json", "jsonl"), default="text")
+    parser.add_argument("-o", "--output", choices=REPORTS, default="text")
     source.add_options(parser, "namespace of names that have none; default: the context's", only_api=True)
     group = parser.add_argument_group("agent", "the pod that looks")
     _add_namespace(group)

@@ -7,16 +7,21 @@ PY      := .venv/bin/python
 RESULTS := build/results
 # The kernels of `make vm` and `make matrix`; tests/vm/kernels.py knows where each comes from.
 KERNELS ?= 5.10 6.1 6.12 newest
+SCRIPTS := .ci/run tests/setup.sh $(wildcard tests/vm/*.sh vagrant/versions.env vagrant/*/*.sh)
 
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
-.PHONY: setup setup-vm
+.PHONY: setup setup-tests setup-vm setup-vagrant
 setup: ## Debian packages and .venv, once (root)
 	@tests/setup.sh base
+setup-tests: setup
+	@tests/setup.sh tests
 setup-vm: setup
 	@tests/setup.sh vm
+setup-vagrant: setup-vm
+	@tests/setup.sh vagrant
 
 .PHONY: demo
 demo: setup bpf ## builds a network, breaks it, and says why it is broken (root)
@@ -26,24 +31,30 @@ demo: setup bpf ## builds a network, breaks it, and says why it is broken (root)
 test: setup bpf lint unit live vm ## everything (root)
 	@$(PY) tests/tally.py $(RESULTS) unit live $(KERNELS:%=vm-%)
 
-lint: setup ## ruff, mypy --strict, shellcheck
+lint: setup-tests ## ruff, mypy --strict, shellcheck
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tests/setup.sh tests/vm/guest.sh; \
-	else echo 'shellcheck is not installed: the scripts were not checked'; fi
+	@command -v shellcheck >/dev/null || { echo 'shellcheck is not installed: apt-get install shellcheck' >&2; exit 1; }
+	shellcheck -x $(SCRIPTS)
 
-unit: setup bpf ## no root, no kernel
+unit: setup-tests bpf ## no root, no kernel
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/unit.xml
 	$(PY) -m pytest tests/unit --junitxml=$(RESULTS)/unit.xml
 
-live: setup bpf ## real packets on the running kernel (root)
+live: setup-tests bpf ## real packets on the running kernel (root)
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/live.xml
 	$(PY) -m pytest tests/live --junitxml=$(RESULTS)/live.xml
 
 vm: setup-vm bpf ## what depends on the kernel, on others in virtual machines; KERNELS="6.1 newest"
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/vm-*.xml
 	$(PY) tests/vm/run.py --results $(RESULTS) $(KERNELS)
+
+.PHONY: vagrant-lab vagrant-test
+vagrant-lab: ## breaks what `vagrant up` built, traces, mends, one fault after the other; SCENARIO=mtu
+	@vagrant/run.py $(SCENARIO)
+vagrant-test: setup-vagrant ## provisions an emulated machine as LAB=netns does, and plays all faults in it (root)
+	@$(PY) tests/vm/provision.py
 
 .PHONY: matrix
 matrix: $(if $(KERNELS),setup-vm,setup) bpf ## every scenario, back end and kernel: docs/matrix.md; hours; KERNELS= for this one

@@ -19,6 +19,7 @@ from k8snet.cli import parser
 from k8snet.findings.catalogue import FINDINGS
 from k8snet.findings.entry import Entry
 from k8snet.lab.scenarios import SCENARIOS
+from k8snet.watch import catalogue
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = ROOT / "docs" / "findings"
@@ -31,8 +32,9 @@ SECTIONS: Final = (
     "What else it could be",
 )
 # In a sentence, without the arguments that they need.
-NAMED: Final = ("k8snet trace", "k8snet lab", "k8snet lab run", "k8snet agent", "k8snet join")
+NAMED: Final = ("k8snet trace", "k8snet lab", "k8snet lab run", "k8snet agent", "k8snet join", "k8snet replay")
 CODES: Final = tuple(entry.code for entry in FINDINGS)
+WATCHED: Final = tuple(catalogue.CODES)  # those that only a watch can have
 
 _FENCE: Final = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -91,10 +93,10 @@ COMMANDS: Final = [
 
 
 def test_every_finding_has_a_page_and_every_page_a_finding() -> None:
-    assert {path.stem for path in PAGES.glob("*.md")} - {"README"} == set(CODES)
+    assert {path.stem for path in PAGES.glob("*.md")} - {"README"} == {*CODES, *WATCHED}
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", [*CODES, *WATCHED])
 def test_a_page_has_its_title_a_sentence_and_all_sections(code: str) -> None:
     assert headings(page(code)) == [code, *SECTIONS]
     sentence = " ".join(page(code).split("\n\n")[1].split())
@@ -102,7 +104,7 @@ def test_a_page_has_its_title_a_sentence_and_all_sections(code: str) -> None:
     assert sentence.endswith(".")
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", [*CODES, *WATCHED])
 def test_a_section_is_never_empty(code: str) -> None:
     bodies = re.split(r"^## .*$", page(code), flags=re.MULTILINE)[1:]
     assert all(len(body.split()) > 5 for body in bodies)
@@ -116,7 +118,14 @@ def test_a_page_shows_a_report_with_its_code(code: str) -> None:
     assert title.split()[-1] == code
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", WATCHED)
+def test_a_page_of_a_watch_shows_its_line_with_its_code(code: str) -> None:
+    (shown,) = fenced(page(code), "text")
+    assert shown.splitlines()[0].split()[-1] == code
+    assert shown.splitlines()[1].split()[0] == "next"
+
+
+@pytest.mark.parametrize("code", [*CODES, *WATCHED])
 def test_a_page_has_commands_to_be_sure(code: str) -> None:
     _, _, rest = page(code).partition("## How to be sure")
     assert fenced(rest.partition("\n## ")[0], "console")
@@ -126,7 +135,8 @@ def test_a_page_has_commands_to_be_sure(code: str) -> None:
 def test_the_index_has_each_finding_in_the_order_of_the_catalogue(entry: Entry) -> None:
     rows = [line for line in page("README").splitlines() if line.startswith("| [")]
     assert rows[FINDINGS.index(entry)] == f"| [{entry.code}]({entry.code}.md) | {entry.about} |"
-    assert len(rows) == len(FINDINGS)
+    watched = [f"| [{code}]({code}.md) | {about} |" for code, about in catalogue.CODES.items()]
+    assert rows[len(FINDINGS) :] == watched
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -188,4 +198,4 @@ def test_the_changelog_has_the_version_and_every_code() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "## [Unreleased]" in changelog
     assert __version__ in changelog
-    assert all(f"[{code}]" in changelog for code in CODES)
+    assert all(f"[{code}]" in changelog for code in (*CODES, *WATCHED))

@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,8 +26,14 @@ from apianswers import Request
 from apiobjects import endpointslice, node, pod, service
 from apiserver import ApiServer, asks
 from apistore import BY_PLURAL, Object
-from k8snet.remote.spec import CAPABILITIES, MOST, inventory
+from k8snet.cli import parser
+from k8snet.cluster.api import Query
+from k8snet.cluster.file import inventory as read_inventory
+from k8snet.cluster.inventory import Inventory, Node
+from k8snet.cluster.needs import Wish, needed
+from k8snet.remote.spec import CAPABILITIES, MOST, SELECTOR, inventory, security
 from k8snet.render.document import document, dumps, hop_document, hop_of, report_of
+from k8snet.watch.budget import memory
 from kubelet import Kubelet
 from unit import reports
 from unit.streams import stream, syn, syn_ack
@@ -170,6 +178,21 @@ def test_names_that_do_not_fit_are_left_out_from_the_end() -> None:
 def test_an_object_that_two_queries_found_is_sent_once() -> None:
     text, missing = inventory([node("node-1", "192.0.2.1"), node("node-1", "192.0.2.1")])
     assert (len(json.loads(text)["items"]), missing) == (1, 0)
+
+
+def test_ports_of_native_sidecars_and_policies_are_sent() -> None:
+    """An agent resolves the names of ports itself, and says what policies allow."""
+    sidecar = pod("shop/web", "10.1.1.1")
+    metrics = [{"name": "metrics", "containerPort": 9100}]
+    sidecar["spec"]["initContainers"] = [{"name": "exporter", "image": "x", "ports": metrics}]
+    policy = {
+        "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "closed"},
+        "spec": {"podSelector": {}, "ingress": [{"ports": [{"port": "metrics"}]}]},
+    }
+    known = read_inventory([json.loads(inventory([sidecar, policy])[0])], "the agent's")
+    assert ("metrics", "TCP", 9100) in known.pods[0].named_ports
+    assert known.policies[0].ingress_rules[0].ports[0].port == "metrics"
 
 
 # --- a trace
@@ -683,15 +706,69 @@ def test_what_cannot_work_is_said_before_a_pod_is_made(
 # --- install
 
 
-def test_what_install_prints() -> None:
+@pytest.mark.parametrize(("more", "golden"), [((), "manifests.yaml"), (("--watch",), "watch.yaml")], ids=str)
+def test_what_install_prints(more: tuple[str, ...], golden: str) -> None:
     printed = subprocess.run(
-        [sys.executable, "-m", "k8snet", "install", "--print", "--image", "registry.example/k8snet:1"],
+        [sys.executable, "-m", "k8snet", "install", "--print", "--image", "registry.example/k8snet:1", *more],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     ).stdout
-    assert printed == (GOLDEN / "install" / "manifests.yaml").read_text()
+    assert printed == (GOLDEN / "install" / golden).read_text()
+
+
+def printed_daemon_set() -> dict[str, Any]:
+    """The last of what `install --print --watch` prints."""
+    *_, last = yaml.safe_load_all((GOLDEN / "install" / "watch.yaml").read_text())
+    assert last["kind"] == "DaemonSet"
+    found: dict[str, Any] = last
+    return found
+
+
+def test_the_daemon_set_may_do_what_an_agent_may_and_no_more() -> None:
+    pod = printed_daemon_set()["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["securityContext"] == security(privileged=False)
+    assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_the_daemon_set_runs_a_command_that_there_is_within_its_limits() -> None:
+    pod = printed_daemon_set()["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    words = [word.replace("$(HOST_IP)", "192.0.2.1") for word in container["args"]]
+    args = parser().parse_args(words)
+    assert args.metrics == ("192.0.2.1", container["ports"][0]["containerPort"])
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(args.metrics[1])
+    assert args.memory < memory(container["resources"]["limits"]["memory"])
+    assert SELECTOR.partition(",")[2] not in {f"{k}={v}" for k, v in pod["metadata"]["labels"].items()}, "no agent"
+
+
+def test_the_daemon_set_has_the_rights_to_all_that_a_watch_asks() -> None:
+    """And to nothing else."""
+    role = next(
+        item
+        for item in yaml.safe_load_all((GOLDEN / "install" / "watch.yaml").read_text())
+        if (item["kind"], item["metadata"]["name"]) == ("ClusterRole", "k8snet-watch")
+    )
+    allowed = {resource for rule in role["rules"] for resource in rule["resources"]}
+    assert all(rule["verbs"] == ["list", "watch"] for rule in role["rules"])
+    address = ip_address("192.0.2.1")
+    node = Node("node-1", (address,))
+    seen = frozenset({ip_address("10.244.7.7")})
+    wish = Wish(here=frozenset({address}), hostname="node-1", services=True, seen=seen)
+    queries: frozenset[Query] = frozenset()
+    while fresh := needed(wish, Inventory(nodes=(node,)), queries) - queries:
+        queries |= fresh
+    assert {query.resource for query in queries} == allowed
+
+
+def test_a_daemon_set_needs_an_image(environment: dict[str, str]) -> None:
+    code, out, err = run(environment, "install", "--print", "--watch")
+    assert (code, out) == (2, "")
+    assert "--image" in err
 
 
 def test_install_without_print_changes_nothing(environment: dict[str, str]) -> None:
@@ -706,7 +783,7 @@ def test_kubectl_takes_what_install_prints_and_runs_the_plugin(
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     kubectl = ["kubectl", "--cache-dir", str(tmp_path / "cache")]
-    _, printed, _ = run(environment, "install", "--print", "--image", "good", "--namespace", "tools")
+    _, printed, _ = run(environment, "install", "--print", "--watch", "--image", "good", "--namespace", "tools")
     for _ in range(2):
         applied = subprocess.run(
             [*kubectl, "apply", "-f", "-"], input=printed, capture_output=True, text=True, env=environment, check=False

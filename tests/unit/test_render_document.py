@@ -47,6 +47,9 @@ OBJECTS: Final[dict[str, tuple[str, ...]]] = {
             model.Way,
             model.Step,
             model.Difference,
+            model.DnsView,
+            model.DnsQuery,
+            model.DnsResolver,
         )
     },
 }

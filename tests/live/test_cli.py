@@ -703,7 +703,7 @@ def test_interrupted_with_something_seen(lab: Lab, node: Node) -> None:
     process = node.start(*trace(lab))
     assert has(lambda: watched(lab), 30)
     connect(lab, "shop/cart", ("10.96.0.80", 80))
-    time.sleep(0.1)  # the answer is to be seen, too
+    time.sleep(0.5)  # the answer is to be seen, too
     os.killpg(process.pid, signal.SIGINT)
     done = finished(process)
     assert done.code == 0, done

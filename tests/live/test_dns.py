@@ -213,6 +213,7 @@ class Ear:
     def __init__(self, go: Sequence[Callable[[], None]], wanted: set[tuple[str, str]]) -> None:
         self.told: set[tuple[str, str]] = set()
         self.names: set[str] = set()
+        self.evidence: list[str] = []
         self._go = go
         self._wanted = wanted
         self._deadline = time.monotonic() + 30 * patience()
@@ -224,6 +225,7 @@ class Ear:
 
     def found(self, anomalies: Sequence[Anomaly]) -> None:
         self.told |= {(a.finding.code, a.subject or "") for a in anomalies}
+        self.evidence += [line for a in anomalies for line in a.finding.evidence]
 
     def asked(self, exchanges: Sequence[DnsExchange]) -> None:
         self.names |= {exchange.name for exchange in exchanges}
@@ -260,6 +262,8 @@ def test_a_watch_tells_what_goes_wrong_and_nothing_else() -> None:
         observe(Settings(read_only=True, cpu=math.inf), look(lab.inventory), Fixed(lab.inventory), ear)
     assert ear.told == wanted
     assert ear.names >= set(healthy)
+    # The pod has a resolver of each kind; the first of them speaks for it.
+    assert "/etc/resolv.conf of pod shop/cart: options timeout:1" in ear.evidence
 
 
 # --- /etc/resolv.conf -------------------------------------------------------------------------------------------------

@@ -245,6 +245,12 @@ class Engine:
 
     # --- DNS ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def asking(self) -> set[int]:
+        """Netns that DNS queries have left since the last tick."""
+        leaving = (e for e in self._dns_events if e.probe is ProbeId.NET_DEV_QUEUE)
+        return {e.netns for e in leaving if e.packet is not None and e.packet.dport == DNS_PORT}
+
     def _of_dns(self, now_ns: int, around: Surroundings) -> list[Anomaly]:
         for event in sorted(self._dns_events, key=lambda event: event.ktime_ns):
             self._dns.feed(event)

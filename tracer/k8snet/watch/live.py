@@ -27,6 +27,8 @@ from k8snet.kernel.conntrack import Witness
 from k8snet.kernel.guardian import Guardian
 from k8snet.kernel.loader import MAX_PEERS, Filter, Tracer
 from k8snet.kernel.netns import Netns, own
+from k8snet.kernel.resolver import Resolver
+from k8snet.kernel.rootfs import resolver_of
 from k8snet.trace import KernelNames, Names, unattached
 from k8snet.watch.anomaly import Anomaly
 from k8snet.watch.engine import Counts, Engine, Limits
@@ -257,6 +259,7 @@ class _Watch:
         self._own = own()
         self._world: World | None = None
         self._let_through: frozenset[Address] = frozenset()
+        self._resolvers: dict[int, tuple[Netns, Resolver]] = {}
         self._lost: tuple[int, int, int] = (0, 0, 0)
 
     def run(self) -> None:
@@ -365,6 +368,7 @@ class _Watch:
             },
             rivals=self._witness.rivals,
             fills=self._witness.fills,
+            resolvers=self._asked_by(world),
         )
         self._places.nodes((i for i, owner in world.owners.items() if owner.role is Role.NODE), world.netns)
         young, due = self.engine.young(now_ns), self.engine.due(now_ns)
@@ -372,6 +376,17 @@ class _Watch:
         self._namer.begin(young, around, world.netns)
         self._namer.drain()
         return replace(self._places.known(due, around, world.netns), rules=self._namer.name(due, around))
+
+    def _asked_by(self, world: World) -> dict[int, Resolver]:
+        """What the resolv.conf says of pods that ask for names; read once for each."""
+        for inum in self.engine.asking & world.netns.keys():
+            netns = world.netns[inum]
+            known = inum in self._resolvers and self._resolvers[inum][0] == netns
+            if not known and world.owner(inum).role is Role.POD and (resolver := resolver_of(netns)) is not None:
+                self._resolvers[inum] = netns, resolver
+        for inum in self._resolvers.keys() - world.netns.keys():
+            del self._resolvers[inum]
+        return {inum: resolver for inum, (_, resolver) in self._resolvers.items()}
 
     def _want_names(self, found: Sequence[Anomaly]) -> None:
         """For the next time: who is behind an address that has no name yet."""

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what is another kernel's share, for `make vm`, which has no time for everything everywhere.
 
     K8SNET_BACKENDS="nftables": only that back end, unless a test knows no other. K8SNET_SHARE=1/4: of the scenarios
-    every fourth, beginning with the first; where a scenario is played twice (test_tiers), every sixteenth; of the other
+    every fourth, beginning with the first; where a scenario is played twice (test_tiers), every 32nd; of the other
     tests every fourth too.
     """
     chosen = os.environ.get("K8SNET_BACKENDS", "").split() or list(BACKENDS)
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _in_share(item: pytest.Item, place: int, mine: int, shares: int) -> bool:
-    every = shares * 4 if "test_tiers" in item.nodeid and shares > 1 else shares
+    every = shares * 8 if "test_tiers" in item.nodeid and shares > 1 else shares
     return place % every == mine - 1
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import tomllib
 from pathlib import Path
 
 from kernels import fetch, give_up, image, mirrors, private_apt, release, run
-from run import PROJECT, vng
+from run import PROJECT, end, vng
 
 BUILD = PROJECT / "build" / "vagrant"
 SUITE = "bookworm"  # what the box of the Vagrantfile's default is
@@ -113,15 +114,20 @@ def boot(tree: Path, kernel: Path, out: Path) -> float:
     environment |= {"HOME": str(home), "TMPDIR": str(home), "PATH": path}
     began = time.monotonic()
     with (BUILD / "console").open("wb") as console:
-        # timeout(1) ends the whole group, also when somebody ends this program.
-        subprocess.run(
-            ["timeout", "--foreground", "--kill-after=10", f"{LIMIT:.0f}", *command],
+        process = subprocess.Popen(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
             env=environment,
-            check=False,
+            start_new_session=True,
         )
+        try:
+            process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            pass  # it has left no status, and that is told
+        finally:
+            end(process)
     return time.monotonic() - began
 
 
@@ -147,6 +153,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main())
     except KeyboardInterrupt:

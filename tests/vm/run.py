@@ -108,16 +108,7 @@ class Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # QEMU is in a session that only its starter and it belong to, so this hits nobody else.
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, sign)
-                self.process.wait(timeout=5)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        self.process.wait()
+        end(self.process)
 
     @property
     def seconds(self) -> float:
@@ -161,6 +152,20 @@ class Machine:
         print(f"vm {self.name} ({self.release}): {verdict}: {sentence}; {self.seconds:.0f} s, {boot}")
         sys.stdout.flush()
         return good
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End what was started in a session of its own, and all that it has started."""
+    # QEMU is in a session that only its starter and it belong to, so this hits nobody else.
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=5)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
 
 
 def vng() -> str:

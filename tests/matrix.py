@@ -62,8 +62,8 @@ def page(kernels: Sequence[Kernel], day: str) -> str:
         "# How right the findings are",
         "",
         "Scenarios of the lab, broken, traced and judged, by back end and kernel. `make matrix` plays all of them "
-        "everywhere, which takes hours; `make test` plays all on the running one, and each on one of the others. "
-        f"{day}.",
+        "everywhere, which takes hours; `make test` plays all on the running one, and every other one on one of the "
+        f"others. {day}.",
         "",
         "- ✓ right: the finding that must come out came out, at the right place, and no other; a healthy flow had none",
         "- ✗ wrong: another finding, or the right one at the wrong place, or one where there is nothing to find",

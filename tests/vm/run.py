@@ -5,7 +5,8 @@ times slower); the guest's root is this machine's own, read-only, so what is tes
 Nothing is installed, and nothing is written outside the build directory.
 
 What is tested by default is what depends on the kernel, with one back end on each (`Kernel.backend`), and each test on
-one of the kernels; all of them on all kernels take hours and are for `make matrix` (`--all`).
+one of the kernels, of the scenarios every other one; all of them on all kernels take hours and are for `make matrix`
+(`--all`).
 """
 
 from __future__ import annotations
